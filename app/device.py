@@ -1,0 +1,141 @@
+"""The only file that knows npu, cuda and cpu: everything else asks a ``Device``.
+
+Nothing here has been run on an NPU: the Ascend branch is thin, follows torch_npu's documented API, and is exercised
+by tests with a stub of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.errors import AppError
+
+
+class DeviceError(AppError):
+    """The asked-for device is not there, or its driver does not load."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One process's device and the choices that follow from it."""
+
+    kind: str  # npu | cuda | cpu
+    torch_device: torch.device
+    backend: str  # process-group backend, CPU included: asynchronous checkpoints need a CPU backend
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done."""
+        if self.kind != "cpu":
+            _module(self.kind).synchronize()
+
+    def memory_bytes(self) -> int:
+        """Peak bytes allocated on the device so far; on CPU the resident set of the process."""
+        if self.kind != "cpu":
+            return int(_module(self.kind).max_memory_allocated())
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
+        """Autocast context of a precision: fp32 (none), bf16 or fp16."""
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return torch.autocast(self.kind, dtype=dtype)
+
+    def grad_scaler(self, precision: str) -> torch.amp.GradScaler:
+        """Dynamic loss scaler; switched off unless the precision is fp16."""
+        return torch.amp.GradScaler(self.kind, enabled=precision == "fp16", growth_interval=100)
+
+    def side_stream(self) -> Any | None:
+        """A second stream for copies to the device, or None where there is none."""
+        return None if self.kind == "cpu" else _module(self.kind).Stream()
+
+    def use_stream(self, stream: Any | None) -> contextlib.AbstractContextManager[Any]:
+        """Context in which work is queued on ``stream``."""
+        if stream is None:
+            return contextlib.nullcontext()
+        context: contextlib.AbstractContextManager[Any] = _module(self.kind).stream(stream)
+        return context
+
+    def wait_stream(self, stream: Any | None) -> None:
+        """Make the current stream wait for ``stream``."""
+        if stream is not None:
+            _module(self.kind).current_stream().wait_stream(stream)
+
+    @property
+    def pin_memory(self) -> bool:
+        """Whether host batches should be page-locked before the copy."""
+        return self.kind != "cpu"
+
+    @contextlib.contextmanager
+    def profiler(self, folder: str, *, steps: int = 5) -> Iterator[Any]:
+        """Profile ``steps`` steps (call ``.step()`` after each) into a trace for TensorBoard and Perfetto."""
+        module = importlib.import_module("torch_npu").profiler if self.kind == "npu" else torch.profiler
+        activities = [module.ProfilerActivity.CPU]
+        if self.kind == "npu":
+            activities.append(module.ProfilerActivity.NPU)
+        elif self.kind == "cuda":
+            activities.append(module.ProfilerActivity.CUDA)
+        with module.profile(
+            activities=activities,
+            schedule=module.schedule(wait=1, warmup=1, active=steps, repeat=1),
+            on_trace_ready=module.tensorboard_trace_handler(folder),
+        ) as profiler:
+            yield profiler
+
+
+def detect_device(kind: str = "auto", local_rank: int | None = None) -> Device:
+    """Choose and initialise this process's device.
+
+    Args:
+        kind: auto (npu, then cuda, then cpu), npu, cuda or cpu. The environment's ``ARCFACE_DEVICE`` replaces auto.
+        local_rank: index on the node; the default is ``LOCAL_RANK``.
+
+    Raises:
+        DeviceError: the device was asked for by name and is not usable, or the node has fewer than ``local_rank + 1``.
+    """
+    kind = os.environ.get("ARCFACE_DEVICE", "auto") if kind == "auto" else kind
+    index = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
+    if kind == "auto":
+        kind = "npu" if _npu_available() else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cpu":
+        return Device("cpu", torch.device("cpu"), "gloo")
+    if kind == "npu":
+        if not _npu_available():
+            raise DeviceError("no NPU is usable: install the [npu] extra and CANN, and check npu-smi info")
+        backend = "cpu:gloo,npu:hccl"
+    elif kind == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("no CUDA device is usable: check nvidia-smi and the driver's version")
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        raise DeviceError(f"unknown device {kind!r}: use auto, npu, cuda or cpu")
+    module = _module(kind)
+    count = int(module.device_count())
+    if index >= count:
+        raise DeviceError(f"local rank {index} has no {kind} device: the node offers {count}; lower --nproc_per_node")
+    module.set_device(index)
+    return Device(kind, torch.device(kind, index), backend)
+
+
+def _npu_available() -> bool:
+    if importlib.util.find_spec("torch_npu") is None:
+        return False
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # without CANN's libraries the import itself fails
+        raise DeviceError(f"torch_npu is installed but does not load ({error}): source CANN's set_env.sh") from error
+    return bool(_module("npu").is_available())
+
+
+def _module(kind: str) -> Any:
+    return getattr(torch, kind)

@@ -1,0 +1,66 @@
+"""BatchNorm over logical workers: statistics belong to the micro-batch, running statistics to the whole step.
+
+Every micro-batch of a step starts from the same running statistics; afterwards the running statistics are the mean
+over all logical workers. So they do not depend on which process ran which micro-batch, nor on how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class BatchStatistics:
+    """The running statistics of all BatchNorm layers of a model, as one flat float32 buffer."""
+
+    def __init__(self, model: nn.Module, logical_workers: int) -> None:
+        """Move the layers' ``running_mean`` and ``running_var`` into one buffer; call it after moving the model."""
+        self.logical_workers = logical_workers
+        layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self._layers = [layer for layer in layers if layer.running_mean is not None and layer.running_var is not None]
+        self._flat: Tensor | None = None
+        buffers = [buffer for layer in self._layers for buffer in (layer.running_mean, layer.running_var)]
+        if not buffers:
+            return
+        self._flat = torch.cat([buffer.detach().float().flatten() for buffer in buffers if buffer is not None])
+        offset = 0
+        for layer in self._layers:
+            for name in ("running_mean", "running_var"):
+                size = getattr(layer, name).numel()
+                # A view of the flat buffer: the layer's in-place update lands there, and one collective serves all.
+                layer.register_buffer(name, self._flat[offset : offset + size])
+                offset += size
+        self._before = self._flat.clone()
+        self._total = torch.zeros_like(self._flat)
+
+    def begin_step(self) -> None:
+        """Remember the running statistics that every micro-batch of this step starts from."""
+        if self._flat is not None:
+            self._before.copy_(self._flat)
+            self._total.zero_()
+        self._counts = [int(n) if (n := layer.num_batches_tracked) is not None else 0 for layer in self._layers]
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Run one micro-batch's forward (and the backward, where activations are recomputed) inside."""
+        if self._flat is not None:
+            self._flat.copy_(self._before)
+        yield
+        if self._flat is not None:
+            self._total.add_(self._flat)
+
+    def end_step(self) -> None:
+        """Average over all logical workers of all ranks; a collective when a process group is initialised."""
+        if self._flat is None:
+            return
+        if dist.is_initialized():
+            dist.all_reduce(self._total)
+        self._flat.copy_(self._total / self.logical_workers)
+        for layer, count in zip(self._layers, self._counts, strict=True):
+            # One step is one update, however many micro-batches this rank ran.
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.fill_(count + 1)

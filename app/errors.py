@@ -1,0 +1,37 @@
+"""The one family of errors that a user is meant to read.
+
+Every layer has one subclass. Its message says what is wrong, where (URL, key, byte range, rank, field) and what to
+do; entry points print it as a single line and keep the traceback for ``--debug``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+# Exit codes of the entry points, after sysexits.h where it has a word for them.
+EXIT_BAD_INPUT = 65
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal after a committed checkpoint; run again to go on.
+
+
+class AppError(Exception):
+    """Base of all errors with a message made for the user."""
+
+
+def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) -> None:
+    """Run ``main(argv)`` and exit with its code; an ``AppError`` becomes one line on stderr and exit code 65.
+
+    ``--debug`` anywhere among the arguments keeps the traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        code = main(arguments)
+    except AppError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = EXIT_BAD_INPUT
+    sys.exit(code)

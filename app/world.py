@@ -1,0 +1,60 @@
+"""The processes of one run, as torchrun hands them over in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from app.device import Device
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is. ``attempt`` counts the restarts of the worker group."""
+
+    rank: int
+    size: int
+    attempt: int
+    device: Device
+
+    def all_reduce(self, values: Sequence[float], operation: str = "max") -> list[float]:
+        """Combine a few numbers over all ranks (``max``, ``sum`` or ``min``); all ranks get the same result."""
+        tensor = torch.tensor(list(values), dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation.upper()))
+        result: list[float] = tensor.tolist()
+        return result
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Stack equally shaped CPU tensors of all ranks: ``[...]`` -> ``[size, ...]``."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = tensor.new_empty((self.size, *tensor.shape))
+        dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        return gathered
+
+
+@contextmanager
+def join_world(device: Device, *, timeout: float = 1800.0) -> Iterator[World]:
+    """Join the process group that torchrun describes; without torchrun a world of one.
+
+    Args:
+        device: its backend includes gloo for CPU tensors, so that small agreements never touch the accelerator.
+        timeout: seconds after which a collective gives up; longer than the watchdog's, which names the culprit.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if size > 1:
+        dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout))
+    try:
+        yield World(rank, size, attempt, device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

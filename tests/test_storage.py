@@ -1,0 +1,100 @@
+"""Storage, over local files and over a real S3 store: the same contract for both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from app import storage
+from app.storage import StorageError
+
+
+@pytest.fixture(params=["file", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return str(tmp_path / "folder")
+    url: str = request.getfixturevalue("bucket_url")
+    return url
+
+
+def test_what_is_written_is_read_back_whole_and_in_ranges(folder: str) -> None:
+    url = storage.join(folder, "a", "b.bin")
+    data = bytes(range(256)) * 100
+    storage.write_bytes(url, data)
+    assert storage.read_bytes(url) == data
+    assert storage.read_range(url, 300, 900) == data[300:900]
+    assert storage.info(url).size == len(data)
+
+
+def test_a_conditional_write_lets_only_the_first_writer_win(folder: str) -> None:
+    url = storage.join(folder, "commit")
+    assert storage.write_bytes(url, b"first", if_absent=True)
+    assert not storage.write_bytes(url, b"second", if_absent=True)
+    assert storage.read_bytes(url) == b"first"
+
+
+def test_an_overwrite_changes_the_version_tag(folder: str) -> None:
+    url = storage.join(folder, "x")
+    storage.write_bytes(url, b"one")
+    before = storage.info(url).tag
+    storage.write_bytes(url, b"two")
+    assert before
+    assert storage.info(url).tag != before
+
+
+def test_a_range_past_the_end_is_refused(folder: str) -> None:
+    url = storage.join(folder, "short")
+    storage.write_bytes(url, b"0123456789")
+    with pytest.raises(StorageError, match=r"bytes 5-20 .*truncated"):
+        storage.read_range(url, 5, 20)
+
+
+def test_a_folder_lists_its_names_and_is_deleted_whole(folder: str) -> None:
+    for name in ("b", "a", "sub/c"):
+        storage.write_bytes(storage.join(folder, "t", name), b"1")
+    assert storage.list_names(storage.join(folder, "t")) == ["a", "b", "sub"]
+    storage.delete_tree(storage.join(folder, "t"))
+    for name in ("b", "a", "sub/c"):
+        assert not storage.exists(storage.join(folder, "t", name))
+    storage.delete_tree(storage.join(folder, "t"))  # what is gone already is no error
+
+
+def test_a_missing_object_is_named(folder: str) -> None:
+    url = storage.join(folder, "nothing-here")
+    with pytest.raises(StorageError, match=r"nothing-here.*does not exist"):
+        storage.read_bytes(url)
+
+
+@pytest.mark.usefixtures("object_store")
+def test_a_missing_bucket_is_named() -> None:
+    with pytest.raises(StorageError, match="bucket 'no-such-bucket' does not exist"):
+        storage.read_bytes("s3://no-such-bucket/x")
+
+
+@pytest.mark.usefixtures("object_store")
+def test_wrong_keys_are_told_and_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-right-secret")
+    s3fs.S3FileSystem.clear_instance_cache()  # drivers read the environment once a process
+    with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        storage.read_bytes("s3://test/x")
+    assert "not-the-right-secret" not in str(caught.value)
+
+
+def test_a_dead_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-value")
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
+        storage.read_bytes("s3://test/x")
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(StorageError, match="nosuch://"):
+        storage.read_bytes("nosuch://x/y")
+
+
+def test_passwords_in_urls_and_known_secrets_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
+    assert storage.redact("https://me:pw@host/x hunter2hunter2") == "https://***@host/x ***"
