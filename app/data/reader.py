@@ -1,0 +1,102 @@
+"""Fetches records by position, in few large ranged reads, from any fsspec URL.
+
+Samples of one shuffle window that lie side by side in the file come with one request. What several windows share is
+not kept: windows of one worker do not overlap, except in one block at each seam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import storage
+from app.data.dataset import Dataset
+from app.data.recordio import ImageHeader, RecordError, unpack_image, unpack_record
+from app.storage import StorageError
+
+
+class RecordReader:
+    """Reads records of a dataset; open one a process, after it was started (s3fs does not survive a fork).
+
+    Args:
+        max_request_bytes: longest ranged read.
+        max_gap_bytes: bytes between two wanted records that are read along rather than asked for separately.
+    """
+
+    def __init__(self, dataset: Dataset, *, max_request_bytes: int = 8 << 20, max_gap_bytes: int = 64 << 10) -> None:
+        self.dataset = dataset
+        self.bytes_read = 0
+        self.requests = 0
+        self._max_request = max_request_bytes
+        self._max_gap = max_gap_bytes
+        self._filesystem, self._path = storage.open_filesystem(dataset.url)
+
+    def read(self, positions: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
+        """Undecoded records at ``positions``, in that order.
+
+        Raises:
+            StorageError: a range cannot be read, or the ``.rec`` file is not the one that was opened.
+        """
+        wanted = np.asarray(positions, dtype=np.int64)
+        order = np.argsort(wanted, kind="stable")
+        starts, stops = self.dataset.starts[wanted[order]], self.dataset.stops[wanted[order]]
+        groups = self._group(starts, stops)
+        ranges = [(int(starts[first]), int(stops[last - 1])) for first, last in groups]
+        chunks = self._fetch(ranges)
+        records: list[bytes] = [b""] * len(wanted)
+        for (first, last), (base, _), chunk in zip(groups, ranges, chunks, strict=True):
+            for i in range(first, last):
+                records[int(order[i])] = chunk[int(starts[i]) - base : int(stops[i]) - base]
+        return records
+
+    def _group(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Runs of neighbouring records, as slices of the sorted arrays."""
+        groups: list[tuple[int, int]] = []
+        first = 0
+        for i in range(1, len(starts) + 1):
+            if (
+                i == len(starts)
+                or starts[i] - stops[i - 1] > self._max_gap
+                or stops[i] - starts[first] > self._max_request
+            ):
+                groups.append((first, i))
+                first = i
+        return groups
+
+    def _fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        with storage.explained(self.dataset.url, f"read {len(ranges)} ranges of"):
+            chunks: list[bytes] = self._filesystem.cat_ranges(
+                [self._path] * len(ranges), starts, stops, on_error="raise"
+            )
+        for start, stop, chunk in zip(starts, stops, chunks, strict=True):
+            if len(chunk) != stop - start:
+                raise StorageError(
+                    f"{storage.redact(self.dataset.url)}: bytes {start}-{stop} came back with {len(chunk)} bytes: the "
+                    "file was truncated or replaced since the index was read; upload .rec and .idx again together"
+                )
+        self.requests += len(ranges)
+        self.bytes_read += sum(map(len, chunks))
+        return chunks
+
+    def parse(self, position: int, record: bytes) -> tuple[ImageHeader, bytes]:
+        """Split a record into header and image bytes.
+
+        Raises:
+            RecordError: it is damaged; names URL, key and byte range.
+        """
+        try:
+            data, _ = unpack_record(record)
+            return unpack_image(data)
+        except RecordError as error:
+            raise RecordError(f"{self.describe(position)}: {error}") from error
+
+    def describe(self, position: int) -> str:
+        """Where a record lies, for messages."""
+        dataset = self.dataset
+        return (
+            f"{storage.redact(dataset.url)}: record key {dataset.keys[position]} "
+            f"(bytes {dataset.starts[position]}-{dataset.stops[position]})"
+        )

@@ -1,0 +1,81 @@
+"""Writes ``NAME.rec`` and ``NAME.idx`` to any fsspec URL; nothing is visible before all of it is written."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from app import storage
+from app.data.recordio import ImageHeader, pack_image, pack_record
+
+
+class RecordWriter:
+    """Appends records and keeps the index (``key\\toffset\\n``).
+
+    Use it as a context manager: leaving it normally publishes the ``.rec`` and then the ``.idx``; leaving it by an
+    exception discards both.
+
+    Args:
+        url: of the ``.rec`` file; the index goes beside it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._index: list[str] = []
+        self._offset = 0
+        self._filesystem, self._path = storage.open_filesystem(url)
+        self._file: Any = None
+
+    def __enter__(self) -> RecordWriter:
+        with storage.explained(self.url, "write"):
+            self._filesystem.makedirs(self._filesystem._parent(self._path), exist_ok=True)
+            self._file = self._filesystem.open(self._path, "wb", autocommit=False)
+        return self
+
+    def write(self, key: int, data: bytes) -> None:
+        """Append one record under ``key``."""
+        record = pack_record(data)
+        self._index.append(f"{key}\t{self._offset}\n")
+        self._offset += len(record)
+        with storage.explained(self.url, "write"):
+            self._file.write(record)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if kind is not None:
+            self._file.discard()
+            return
+        with storage.explained(self.url, "write"):
+            self._file.close()
+            self._file.commit()
+        storage.write_bytes(index_url(self.url), "".join(self._index).encode())
+
+
+def index_url(record_url: str) -> str:
+    """``…/train.rec`` -> ``…/train.idx``."""
+    return record_url.removesuffix(".rec") + ".idx"
+
+
+def write_identity_layout(writer: RecordWriter, images: list[tuple[int, bytes]]) -> None:
+    """Write images in insightface's layout.
+
+    Record 0 holds ``(N+1, N+1+C)``: images are keys 1..N; keys N+1..N+C are one record an identity whose labels are
+    the half-open range of its image keys.
+
+    Args:
+        images: (class, encoded image) pairs, grouped by class, classes counted from 0 without gaps.
+    """
+    labels = [label for label, _ in images]
+    count, classes = len(images), (max(labels) + 1 if labels else 0)
+    if labels != sorted(labels) or len(set(labels)) != classes:
+        raise ValueError("images must be grouped by class, and classes numbered from 0 without gaps")
+    header = ImageHeader((float(count + 1), float(count + 1 + classes)), is_array=True)
+    writer.write(0, pack_image(header, b""))
+    first_key: list[int] = []
+    for key, (label, image) in enumerate(images, start=1):
+        if label == len(first_key):
+            first_key.append(key)
+        writer.write(key, pack_image(ImageHeader((float(label),), key), image))
+    ends = [*first_key[1:], count + 1]
+    for label, (start, stop) in enumerate(zip(first_key, ends, strict=True)):
+        header = ImageHeader((float(start), float(stop)), count + 1 + label, is_array=True)
+        writer.write(count + 1 + label, pack_image(header, b""))
