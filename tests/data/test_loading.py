@@ -1,0 +1,148 @@
+"""From a dataset folder to micro-batches: local files and S3, restarts, and everything that can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import storage
+from app.data.dataset import open_dataset
+from app.data.decode import encode_jpeg
+from app.data.loader import Batch, Loader, LoaderConfig
+from app.data.order import make_order
+from app.data.reader import RecordReader
+from app.data.record_writer import RecordWriter, write_identity_layout
+from app.data.recordio import ImageHeader, RecordError, pack_image
+from app.storage import StorageError
+
+CLASSES, PER_CLASS, SIZE = 6, 8, 16
+
+
+def write_dataset(folder: str, *, bad: set[int] = frozenset(), side: int = SIZE) -> None:  # type: ignore[assignment]
+    generator = np.random.default_rng(0)
+    images = []
+    for label in range(CLASSES):
+        for _ in range(PER_CLASS):
+            image = encode_jpeg(generator.integers(0, 255, (side, side, 3), dtype=np.uint8))
+            images.append((label, image[:40] if len(images) in bad else image))
+    with RecordWriter(storage.join(folder, "train.rec")) as writer:
+        write_identity_layout(writer, images)
+
+
+def make_loader(folder: str, *, workers: int = 2, batch: int = 4, **config: object) -> Loader:
+    dataset = open_dataset(folder)
+    order = make_order(len(dataset), dataset.record_bytes, workers, seed=1)
+    settings = {"num_classes": dataset.num_classes, "image_size": SIZE, "seed": 1} | config
+    return Loader(RecordReader(dataset), order, LoaderConfig(batch_size=batch, **settings))  # type: ignore[arg-type]
+
+
+def flat(steps: Iterator[list[Batch]]) -> list[tuple[list[int], int]]:
+    return [(batch.positions.tolist(), int(batch.images.long().sum())) for step in steps for batch in step]
+
+
+@pytest.fixture(params=["file", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    url = str(tmp_path / "set") if request.param == "file" else request.getfixturevalue("bucket_url")
+    write_dataset(url)
+    return str(url)
+
+
+def test_an_epoch_delivers_every_sample_once_with_its_label(folder: str) -> None:
+    loader = make_loader(folder)
+    batches = [batch for step in loader.steps(0, 0, [0, 1]) for batch in step]
+    positions = np.concatenate([batch.positions for batch in batches])
+    labels = np.concatenate([batch.labels for batch in batches])
+    assert sorted(positions) == list(range(CLASSES * PER_CLASS))
+    assert (labels == positions // PER_CLASS).all()
+    assert batches[0].images.shape == (4, 3, SIZE, SIZE)
+
+
+def test_batches_do_not_depend_on_the_start_or_on_which_process_runs_a_worker(folder: str) -> None:
+    whole = flat(make_loader(folder, augment="small").steps(2, 0, [0, 1]))
+    assert flat(make_loader(folder, augment="small", threads=1).steps(2, 3, [0, 1])) == whole[6:]
+    assert flat(make_loader(folder, augment="small", prefetch=1).steps(2, 0, [1])) == whole[1::2]
+
+
+def test_neighbouring_records_come_with_one_request(folder: str) -> None:
+    reader = RecordReader(open_dataset(folder))
+    records = reader.read([3, 1, 2])
+    assert reader.requests == 1
+    assert [reader.parse(p, r)[0].id for p, r in zip((3, 1, 2), records, strict=True)] == [4, 2, 3]
+
+
+def test_a_damaged_image_is_skipped_and_counted_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), bad={5})
+    loader = make_loader(str(tmp_path), max_bad_share=0.01)
+    with pytest.warns(UserWarning, match=r"skipped: .*train\.rec: record key 6 \(bytes \d+-\d+\): unreadable JPEG"):
+        batches = flat(loader.steps(0, 0, [0, 1]))
+    assert loader.bad_records == 1
+    assert all(5 not in positions for positions, _ in batches)
+    strict = make_loader(str(tmp_path), max_bad_share=0.0)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(RecordError, match=r"data\.max_bad_share"):
+        flat(strict.steps(0, 0, [0, 1]))
+
+
+def test_a_label_out_of_range_is_never_skipped(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path))
+    with pytest.raises(RecordError, match=r"label 5 is outside 0\.\.4"):
+        flat(make_loader(str(tmp_path), num_classes=5).steps(0, 0, [0, 1]))
+
+
+def test_images_of_another_size_are_resized_with_a_warning_or_refused(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), side=20)
+    with pytest.warns(UserWarning, match="20x20, not 16 square"):
+        batches = list(make_loader(str(tmp_path)).steps(0, 0, [0, 1]))
+    assert batches[0][0].images.shape[-1] == SIZE
+    with pytest.raises(RecordError, match=r"data\.resize"):
+        flat(make_loader(str(tmp_path), resize="refuse").steps(0, 0, [0, 1]))
+
+
+def test_a_dataset_without_index_is_told(folder: str) -> None:
+    filesystem, path = storage.open_filesystem(storage.join(folder, "train.idx"))
+    filesystem.rm_file(path)
+    with pytest.raises(StorageError, match=r"train\.idx.*does not exist"):
+        open_dataset(folder)
+
+
+def test_a_truncated_rec_is_refused_when_opened(folder: str) -> None:
+    url = storage.join(folder, "train.rec")
+    storage.write_bytes(url, storage.read_bytes(url)[:5000])
+    with pytest.raises(RecordError, match="truncated"):
+        open_dataset(folder)
+
+
+def test_a_rec_truncated_after_opening_is_told(folder: str) -> None:
+    dataset = open_dataset(folder)
+    storage.write_bytes(dataset.url, storage.read_bytes(dataset.url)[:5000])
+    with pytest.raises(StorageError, match=r"train\.rec"):
+        RecordReader(dataset).read(range(len(dataset)))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [(b"", "is empty"), (b"0\t0\n1", "inside a line"), (b"0\tx\n", "not an index"), (b"0\t0\n1\t4\n", "no room")],
+)
+def test_a_damaged_index_is_told(tmp_path: Path, index: bytes, message: str) -> None:
+    write_dataset(str(tmp_path))
+    (tmp_path / "train.idx").write_bytes(index)
+    with pytest.raises(RecordError, match=message):
+        open_dataset(str(tmp_path))
+
+
+def test_a_dataset_without_images_is_told(tmp_path: Path) -> None:
+    with RecordWriter(str(tmp_path / "train.rec")) as writer:
+        writer.write(0, pack_image(ImageHeader((1.0, 1.0), is_array=True), b""))
+    with pytest.raises(RecordError, match="holds no image"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_plain_dataset_without_identity_records_takes_its_classes_from_the_property_file(tmp_path: Path) -> None:
+    with RecordWriter(str(tmp_path / "train.rec")) as writer:
+        for key in range(3):
+            writer.write(key, pack_image(ImageHeader((float(key),), key), b"jpeg"))
+    assert (len(open_dataset(str(tmp_path))), open_dataset(str(tmp_path)).num_classes) == (3, 0)
+    (tmp_path / "property").write_text("3,112,112")
+    assert open_dataset(str(tmp_path)).num_classes == 3
