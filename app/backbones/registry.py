@@ -1,0 +1,74 @@
+"""Backbones by name: the reference's names and a small one for machines without an accelerator."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from app.backbones.iresnet import IResNet
+from app.backbones.mobilefacenet import MobileFaceNet
+from app.errors import AppError
+
+
+class BackboneError(AppError):
+    """No backbone of that name, or it does not take an option."""
+
+
+_DEPTHS = {
+    "r18": (2, 2, 2, 2),
+    "r34": (3, 4, 6, 3),
+    "r50": (3, 4, 14, 3),
+    "r100": (3, 13, 30, 3),
+    "r152": (3, 8, 36, 3),
+    "r200": (6, 26, 60, 6),
+    "r2060": (3, 128, 896, 3),
+}
+
+_BACKBONES: dict[str, Callable[..., nn.Module]] = {}
+
+
+def _register_all() -> None:
+    for name, depths in _DEPTHS.items():
+        _BACKBONES[name] = _iresnet(depths)
+    _BACKBONES["r10_small"] = _iresnet((1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2)
+    _BACKBONES["mbf"] = _mobilefacenet((1, 4, 6, 2), 2)
+    _BACKBONES["mbf_large"] = _mobilefacenet((2, 8, 12, 4), 4)
+
+
+def _iresnet(depths: tuple[int, ...], **fixed: Any) -> Callable[..., nn.Module]:
+    return lambda **options: IResNet(depths, **fixed, **options)
+
+
+def _mobilefacenet(blocks: tuple[int, ...], scale: int) -> Callable[..., nn.Module]:
+    return lambda **options: MobileFaceNet(blocks, scale, **options)
+
+
+def backbone_names() -> list[str]:
+    """All names, sorted."""
+    return sorted(_BACKBONES)
+
+
+def build_backbone(name: str, **options: Any) -> nn.Module:
+    """Build a backbone.
+
+    Args:
+        name: one of ``backbone_names()``.
+        options: ``embedding_size``, ``image_size``, ``gradient_checkpointing`` and what the family takes besides.
+
+    Raises:
+        BackboneError: the name is unknown (the nearest is suggested), or the family has no such option.
+    """
+    if name not in _BACKBONES:
+        near = difflib.get_close_matches(name, _BACKBONES, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BackboneError(f"unknown backbone {name!r}: {hint}one of {', '.join(backbone_names())}")
+    try:
+        return _BACKBONES[name](**options)
+    except TypeError as error:
+        raise BackboneError(f"backbone {name!r} does not take these options: {error}") from error
+
+
+_register_all()

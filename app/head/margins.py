@@ -1,0 +1,155 @@
+"""Margins: what happens to the cosine between an embedding and its own class centre before the softmax.
+
+A margin is a module that maps the target cosines ``float32 [N]`` and the embeddings' norms ``float32 [N]`` to target
+logits ``float32 [N]``, not yet scaled. Only the sample's own class passes through it, so the cost is O(N).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import AppError
+
+
+class MarginError(AppError):
+    """A margin that does not exist, or values it does not take."""
+
+
+class Margin(nn.Module):
+    """Base: the plain cosine softmax (NormFace)."""
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
+        """Target logits ``[N]`` from target cosines ``[N]`` and embedding norms ``[N]``."""
+        return cosine
+
+    def regularizer(self, norms: Tensor) -> Tensor | None:  # noqa: ARG002
+        """A term ``[N]`` added to each sample's loss, or None."""
+        return None
+
+    def observe(self, norms: Tensor) -> None:
+        """Take note of the norms ``[B]`` of a whole global batch, after its step."""
+
+
+class CombinedMargin(Margin):
+    """cos(m1 * theta + m2) - m3: ArcFace (1, 0.5, 0), CosFace (1, 0, 0.4) and their mixtures (arXiv:1801.07698, eq. 4).
+
+    Past theta + m2 = pi the cosine would rise again; from there the line cos(theta) - m2 * sin(pi - m2) goes on, or,
+    with ``easy_margin``, the margin applies only to theta < pi / 2.
+
+    Args:
+        gradient: ``exact`` differentiates the margin, as the Ascend port does; ``straight-through`` leaves the line out
+            and hands the gradient on as if there were no margin, as insightface does today.
+    """
+
+    def __init__(self, m1: float, m2: float, m3: float, *, easy_margin: bool = False, gradient: str = "exact") -> None:
+        super().__init__()
+        if m1 < 1 or m2 < 0 or m3 < 0:
+            raise MarginError(f"head.m1 must be at least 1, head.m2 and head.m3 at least 0: got {m1}, {m2}, {m3}")
+        if gradient not in ("exact", "straight-through"):
+            raise MarginError(f"head.gradient must be exact or straight-through, got {gradient!r}")
+        self.m1, self.m2, self.m3 = m1, m2, m3
+        self.easy_margin = easy_margin
+        self.straight_through = gradient == "straight-through"
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
+        if self.straight_through:
+            with torch.no_grad():
+                moved = torch.cos(self.m1 * torch.acos(cosine) + self.m2) - self.m3
+            return cosine + (moved - cosine).detach()
+        if self.m1 != 1:
+            # theta from atan2 keeps a finite gradient where acos has none.
+            cosine = torch.cos(self.m1 * torch.atan2(_sine(cosine), cosine))
+        if self.m2:
+            cosine = _add_angle(cosine, torch.as_tensor(self.m2), easy_margin=self.easy_margin)
+        return cosine - self.m3
+
+
+class AdaFace(Margin):
+    """AdaFace (arXiv:2204.00964): the margin follows image quality, which the embedding's norm stands for.
+
+    The running mean and deviation of the norms change once a step, from the whole global batch, after its use; so they
+    do not depend on how the batch was split over processes.
+    """
+
+    def __init__(self, m: float = 0.4, h: float = 0.333, t_alpha: float = 0.01) -> None:
+        super().__init__()
+        self.m, self.h, self.t_alpha = m, h, t_alpha
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("std", torch.tensor(100.0))
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:
+        quality = (norms.detach().clamp(1e-3, 100) - self.mean) / (self.std + 1e-3) * self.h
+        quality = quality.clamp(-1, 1)
+        limit = 1e-3
+        theta = torch.atan2(_sine(cosine), cosine) - self.m * quality
+        return torch.cos(theta.clamp(limit, math.pi - limit)) - self.m * (1 + quality)
+
+    def observe(self, norms: Tensor) -> None:
+        norms = norms.detach().clamp(1e-3, 100)
+        self.mean.lerp_(norms.mean(), self.t_alpha)
+        self.std.lerp_(norms.std(), self.t_alpha)
+
+
+class MagFace(Margin):
+    """MagFace (arXiv:2103.06627): the margin grows with the norm a, and a regularizer rewards large norms.
+
+    m(a) runs from ``lower_margin`` at a = ``lower`` to ``upper_margin`` at ``upper``; g(a) = a / upper^2 + 1 / a.
+    """
+
+    def __init__(
+        self,
+        *,
+        lower: float = 10.0,
+        upper: float = 110.0,
+        lower_margin: float = 0.45,
+        upper_margin: float = 0.8,
+        weight: float = 35.0,
+        easy_margin: bool = False,
+    ) -> None:
+        super().__init__()
+        self.lower, self.upper = lower, upper
+        self.lower_margin, self.upper_margin = lower_margin, upper_margin
+        self.weight = weight
+        self.easy_margin = easy_margin
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:
+        share = (norms.clamp(self.lower, self.upper) - self.lower) / (self.upper - self.lower)
+        margin = self.lower_margin + (self.upper_margin - self.lower_margin) * share
+        return _add_angle(cosine, margin, easy_margin=self.easy_margin)
+
+    def regularizer(self, norms: Tensor) -> Tensor:
+        norms = norms.clamp(self.lower, self.upper)
+        return self.weight * (norms / self.upper**2 + 1 / norms)
+
+
+def build_margin(
+    name: str, m1: float, m2: float, m3: float, *, easy_margin: bool = False, gradient: str = "exact"
+) -> Margin:
+    """The margin of a recipe's head: ``combined``, ``adaface`` (m = m3), ``magface`` or ``none``."""
+    if name == "combined":
+        return CombinedMargin(m1, m2, m3, easy_margin=easy_margin, gradient=gradient)
+    if name == "adaface":
+        return AdaFace(m3 or 0.4)
+    if name == "magface":
+        return MagFace(easy_margin=easy_margin)
+    if name == "none":
+        return Margin()
+    raise MarginError(f"head.margin must be combined, adaface, magface or none, got {name!r}")
+
+
+def _sine(cosine: Tensor) -> Tensor:
+    # The floor keeps the gradient finite at cos = +-1, where that of the root is not.
+    return (1 - cosine.square()).clamp_min(1e-12).sqrt()
+
+
+def _add_angle(cosine: Tensor, angle: Tensor, *, easy_margin: bool) -> Tensor:
+    """cos(theta + angle) while that falls, then the reference's continuation."""
+    moved = cosine * torch.cos(angle) - _sine(cosine) * torch.sin(angle)
+    if easy_margin:
+        return torch.where(cosine > 0, moved, cosine)
+    return torch.where(cosine > torch.cos(math.pi - angle), moved, cosine - torch.sin(math.pi - angle) * angle)

@@ -1,0 +1,29 @@
+"""Runs a function on several real processes joined by gloo."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
+    """``[function(rank, world, *arguments) for each rank]``; a failure on any rank is raised here."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_entry, (function, world, folder, arguments), nprocs=world)
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _entry(rank: int, function: Callable[..., Any], world: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=world)
+    try:
+        torch.save(function(rank, world, *arguments), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
