@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.errors import AppError
 
@@ -23,9 +24,6 @@ class ModelConfig:
     dropout: float = 0.0
     gradient_checkpointing: bool = False
     channels_last: bool = True
-    compile: bool = False
-    mask_ratio: float = 0.0  # ViT: share of tokens masked in training
-    drop_path: float = 0.0  # ViT: stochastic depth
     init: str = ""  # URL of backbone weights (state dict or model.pt) to start from
 
 
@@ -44,8 +42,6 @@ class HeadConfig:
     sample_rate: float = 1.0
     update: str = "sparse"  # sparse | dense: what happens to the optimizer state of centres that a step did not sample
     centre_dtype: str = "float32"  # float32 | bfloat16
-    master_weights: bool = False  # float32 master copy of bfloat16 centres
-    offload_optimizer: bool = False  # keep the centres' optimizer state in host memory
     block_memory_mb: int = 256  # budget for one block of logits and its gradients
 
 
@@ -64,8 +60,6 @@ class DataConfig:
     augment: str = "flip"  # none | flip | reference (adds downscale, blur, grey) | small (adds rotation, shift, light)
     workers: int = 4  # decoding threads a process
     prefetch: int = 4  # micro-batches decoded ahead
-    cache_dir: str = ""  # local disk cache of blocks; empty: none
-    cache_gb: float = 0.0
     max_bad_share: float = 0.001  # training stops when more records than this are unreadable
 
 
@@ -102,7 +96,6 @@ class TrainConfig:
     verify_every: int = 2000  # steps; 0: only at the end
     profiling: bool = False
     step_timeout: float = 1800.0  # seconds a step may take before the watchdog calls it a hang
-    max_rollbacks: int = 3  # on NaN or Inf
 
 
 @dataclass(frozen=True)
@@ -112,10 +105,6 @@ class CheckpointConfig:
     every_steps: int = 0  # 0: off
     every_minutes: float = 10.0  # 0: off
     keep_last: int = 2
-    keep_best: bool = True
-    milestone_epochs: int = 0  # > 0: keep one every so many epochs for ever
-    staging_dir: str = ""  # local folder for snapshots; empty: /dev/shm when it has room, else the temporary folder
-    partner: bool = True  # keep a copy of each node's shard on a partner node, too
 
 
 @dataclass(frozen=True)
@@ -132,10 +121,7 @@ class OutputConfig:
     """Where results go: the run folder is ``<url>/<recipe name>``."""
 
     url: str = "runs"
-    onnx: bool = True
-    wandb: bool = False
     tensorboard: bool = True
-    prometheus_port: int = 0  # 0: no endpoint
 
 
 @dataclass(frozen=True)
@@ -151,3 +137,56 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+
+_CHOICES = {
+    "head.margin": ("combined", "adaface", "magface", "none"),
+    "head.gradient": ("exact", "straight-through"),
+    "head.update": ("sparse", "dense"),
+    "head.centre_dtype": ("float32", "bfloat16"),
+    "data.resize": ("warn", "refuse"),
+    "data.shuffle": ("full", "window", "none"),
+    "data.augment": ("none", "flip", "reference", "small"),
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("poly", "cosine"),
+    "train.precision": ("fp32", "bf16", "fp16"),
+    "train.gradient_compression": ("none", "fp16", "bf16"),
+}
+_POSITIVE = (
+    "model.embedding_size",
+    "head.scale",
+    "head.block_memory_mb",
+    "data.image_size",
+    "data.block_mb",
+    "optim.lr",
+    "train.epochs",
+    "train.batch_size",
+    "train.gradient_accumulation",
+    "train.log_every",
+    "checkpoint.keep_last",
+    "verify.batch_size",
+)
+
+
+def validate(recipe: Recipe) -> Recipe:
+    """Return the recipe when all its values are possible.
+
+    Raises:
+        RecipeError: names the first field that is not, and what it takes.
+    """
+    for path, allowed in _CHOICES.items():
+        if (value := _value(recipe, path)) not in allowed:
+            raise RecipeError(f"{path} must be one of {', '.join(allowed)}; got {value!r}")
+    for path in _POSITIVE:
+        if (number := _value(recipe, path)) <= 0:
+            raise RecipeError(f"{path} must be above 0; got {number}")
+    if not 0 < recipe.head.sample_rate <= 1:
+        raise RecipeError(f"head.sample_rate must be in (0, 1]; got {recipe.head.sample_rate}")
+    if not 0 <= recipe.data.max_bad_share <= 1:
+        raise RecipeError(f"data.max_bad_share must be in [0, 1]; got {recipe.data.max_bad_share}")
+    return recipe
+
+
+def _value(recipe: Recipe, path: str) -> Any:
+    section, name = path.split(".")
+    return getattr(getattr(recipe, section), name)

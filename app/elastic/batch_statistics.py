@@ -46,21 +46,24 @@ class BatchStatistics:
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
-        """Run one micro-batch's forward (and the backward, where activations are recomputed) inside."""
+        """Run one micro-batch's forward inside; what a backward pass with recomputation adds later does not count."""
         if self._flat is not None:
             self._flat.copy_(self._before)
         yield
         if self._flat is not None:
             self._total.add_(self._flat)
 
-    def end_step(self) -> None:
-        """Average over all logical workers of all ranks; a collective when a process group is initialised."""
+    def end_step(self, *, keep: bool = True) -> None:
+        """Average over the logical workers of all ranks, a collective; unless ``keep``, go back to before the step."""
         if self._flat is None:
             return
-        if dist.is_initialized():
-            dist.all_reduce(self._total)
-        self._flat.copy_(self._total / self.logical_workers)
+        if not keep:
+            self._flat.copy_(self._before)
+        else:
+            if dist.is_initialized():
+                dist.all_reduce(self._total)
+            self._flat.copy_(self._total / self.logical_workers)
         for layer, count in zip(self._layers, self._counts, strict=True):
             # One step is one update, however many micro-batches this rank ran.
             if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.fill_(count + 1)
+                layer.num_batches_tracked.fill_(count + keep)

@@ -1,0 +1,62 @@
+"""The end of a run: last checkpoint, verification, final weights, summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Any
+
+import torch
+
+from app import storage
+from app.loop import Loop
+from app.run_folder import run_url, save_model
+
+
+def finish_run(loop: Loop) -> None:
+    """Write what remains of a finished run to its folder; a collective."""
+    if loop.recipe.train.perf_steps:
+        loop.progress.say(f"speed: {loop.images_per_second:.1f} img/s, median over {loop.step} steps")
+        return
+    loop.save()
+    loop.verify()
+    if loop.world.rank == 0:
+        url = run_url(loop.recipe)
+        save_model(url, loop.trainer.backbone, loop.recipe, loop.step)
+        summary = summarize(loop)
+        storage.write_bytes(storage.join(url, "summary.json"), json.dumps(summary, indent=1).encode())
+        table = format_summary(summary)
+        storage.write_bytes(storage.join(url, "summary.md"), table.encode())
+        loop.progress.say(f"\n{table}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
+
+
+def summarize(loop: Loop) -> dict[str, Any]:
+    """The figures of a run as plain JSON."""
+    return {
+        "recipe": loop.recipe.name,
+        "accuracy_highest": dict(loop.highest),
+        "fps": loop.images_per_second,
+        "epochs": loop.recipe.train.epochs,
+        "steps": loop.step,
+        "amp_type": loop.recipe.train.precision,
+        "torch_version": torch.__version__,
+        "device": loop.world.device.kind,
+        "processes": loop.world.size,
+        "machine": platform.machine(),
+        "bad_records": loop.loader.bad_records,
+    }
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """The closing table: the figures that the reference's users compare."""
+    highest = ", ".join(f"{name} {value:.5f}" for name, value in summary["accuracy_highest"].items()) or "-"
+    cells = {
+        "Name": summary["recipe"],
+        "Accuracy-Highest": highest,
+        "FPS": f"{summary['fps']:.1f}",
+        "Epochs": str(summary["epochs"]),
+        "AMP type": summary["amp_type"],
+        "Torch version": summary["torch_version"],
+    }
+    head, row = " | ".join(cells), " | ".join(cells.values())
+    return f"| {head} |\n|{'|'.join(' --- ' for _ in cells)}|\n| {row} |\n"

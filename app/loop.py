@@ -1,0 +1,188 @@
+"""The training loop: steps of an epoch, logging, checkpoints, verification, and an orderly stop."""
+
+from __future__ import annotations
+
+import enum
+import faulthandler
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.checkpoint.manager import CheckpointManager
+from app.data.bin_sets import VerificationSet
+from app.data.loader import Batch, Loader
+from app.elastic.signals import StopRequest
+from app.evaluate.verification import embed_with, verify_set
+from app.observe.events import EventLog
+from app.observe.progress import Progress, Speed, format_duration
+from app.recipe import Recipe
+from app.schedule import learning_rate
+from app.trainer import StepResult, Trainer
+from app.world import World
+
+
+class Outcome(enum.Enum):
+    """How the loop ended."""
+
+    FINISHED = "finished"  # the last step of the recipe, or train.stop_step
+    STOPPED = "stopped"  # a node was asked to go; a checkpoint of this step is committed
+
+
+@dataclass
+class Loop:
+    """Everything the loop works with; ``step`` is the number of steps done."""
+
+    recipe: Recipe
+    world: World
+    trainer: Trainer
+    loader: Loader
+    checkpoints: CheckpointManager
+    events: EventLog
+    stop: StopRequest
+    sets: list[VerificationSet] = field(default_factory=list)
+    data_tag: str = ""  # version of the .rec file: a resumed run must train on the same one
+    step: int = 0
+    highest: dict[str, float] = field(default_factory=dict)  # Accuracy-Highest of each set
+
+    def __post_init__(self) -> None:
+        train = self.recipe.train
+        self.steps_per_epoch = self.loader.steps_per_epoch
+        self.total_steps = self.steps_per_epoch * train.epochs
+        self.start_at(self.step)
+        self.global_batch = train.batch_size * self.trainer.plan.logical_workers
+        self.progress = Progress(self.total_steps, enabled=self.world.rank == 0)
+        self._speed = Speed()
+        self._rates: list[float] = []
+        self._last_checkpoint = time.monotonic()
+
+    def start_at(self, step: int) -> None:
+        """Go on as if ``step`` steps were done."""
+        train = self.recipe.train
+        self.step = step if train.start_step < 0 else train.start_step
+        self.last_step = self.total_steps if train.stop_step < 0 else min(train.stop_step, self.total_steps)
+        if train.perf_steps:
+            self.last_step = min(self.last_step, self.step + train.perf_steps)
+
+    @property
+    def images_per_second(self) -> float:
+        """Median speed of all ranks together, over the reports so far."""
+        return sorted(self._rates)[len(self._rates) // 2] if self._rates else 0.0
+
+    def run(self) -> Outcome:
+        """Train until the end or until a node is asked to stop."""
+        self._speed.restart()
+        stopping = False
+        batches = self._batches()
+        while self.step < self.last_step and not stopping:
+            faulthandler.dump_traceback_later(self.recipe.train.step_timeout, exit=True)
+            waited = time.perf_counter()
+            batch = next(batches)
+            self._speed.data_wait += time.perf_counter() - waited
+            lr = learning_rate(self.recipe.optim, self.step, self.total_steps, self.steps_per_epoch)
+            result = self.trainer.step(self.step, batch, lr, (self.stop.received, self.checkpoints.uploading))
+            self.step += 1
+            self._speed.samples += self.global_batch
+            if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:
+                self._report(result, lr)
+            stopping = result.flags[0] > 0
+            uploading = result.flags[1] > 0
+            if self.checkpoints.busy and (stopping or not uploading):
+                self._commit()
+            if stopping or (self._checkpoint_due() and not self.checkpoints.busy):
+                self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
+                self._last_checkpoint = time.monotonic()
+            every = self.recipe.train.verify_every
+            if every and self.step % every == 0 and self.step < self.last_step:
+                self.verify()
+        faulthandler.cancel_dump_traceback_later()
+        if self.checkpoints.busy:
+            self._commit()
+        return Outcome.STOPPED if stopping else Outcome.FINISHED
+
+    def verify(self) -> None:
+        """Accuracy on every configured set, shared out over the ranks; keeps the highest."""
+        if not self.sets:
+            return
+        self.trainer.backbone.eval()
+        embed = embed_with(self.trainer.backbone, self.world.device, self.recipe.train.precision)
+        for pairs in self.sets:
+            result = verify_set(
+                pairs,
+                embed,
+                image_size=self.recipe.data.image_size,
+                batch_size=self.recipe.verify.batch_size,
+                world=self.world,
+            )
+            metrics = result.metrics
+            self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), metrics.accuracy)
+            head = f"[{pairs.name}][{self.step}]"
+            self.progress.say(f"{head}XNorm: {result.xnorm:.6f}")
+            self.progress.say(f"{head}Accuracy-Flip: {metrics.accuracy:.5f}+-{metrics.accuracy_std:.5f}")
+            self.progress.say(f"{head}Accuracy-Highest: {self.highest[pairs.name]:.5f}")
+            self.events.add(f"verification/{pairs.name}", self.step, **result.summary())
+        self.trainer.backbone.train()
+        self._speed.restart()
+
+    def save(self) -> None:
+        """Commit a checkpoint of this step now."""
+        self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
+        self._commit()
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        share = self.trainer.plan.share(self.world.rank)
+        while True:
+            epoch, first = divmod(self.step, self.steps_per_epoch)
+            yield from self.loader.steps(epoch, first, share)
+
+    def _report(self, result: StepResult, lr: float) -> None:
+        speed, epoch = self._speed, (self.step - 1) // self.steps_per_epoch
+        rate = speed.images_per_second
+        self._rates.append(rate)
+        eta = (self.total_steps - self.step) * self.global_batch / max(rate, 1e-9)
+        scale = f" | scale {self.trainer.loss_scale.scale:.0f}" if self.trainer.loss_scale.enabled else ""
+        self.progress.report(
+            self.step,
+            f"{rate:7.1f} img/s | loss {result.loss:8.4f} | lr {lr:.5f} | epoch {epoch} | step {self.step}{scale} | "
+            f"wait {speed.data_wait_share:4.0%} | ETA {format_duration(eta)}",
+        )
+        self.events.add(
+            "train",
+            self.step,
+            loss=result.loss,
+            lr=lr,
+            epoch=epoch,
+            images_per_second=rate,
+            data_wait_share=speed.data_wait_share,
+            gradient_norm=result.gradient_norm,
+            loss_scale=self.trainer.loss_scale.scale,
+            world_size=self.world.size,
+            bad_records=self.loader.bad_records,
+        )
+        speed.restart()
+
+    def _commit(self) -> None:
+        manifest = self.checkpoints.finish_save()
+        self.events.add("checkpoint", manifest.step, bytes=sum(item.size for item in manifest.objects))
+        self.events.flush()
+
+    def _checkpoint_due(self) -> bool:
+        config = self.recipe.checkpoint
+        if config.every_steps:
+            return self.step % config.every_steps == 0
+        # Rank 0's clock decides for all: the answer must be the same everywhere.
+        late = time.monotonic() - self._last_checkpoint > 60 * config.every_minutes
+        if not config.every_minutes or self.step % 10:
+            return False
+        return self.world.all_reduce([float(late and self.world.rank == 0)], "max")[0] > 0
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "logical_workers": self.trainer.plan.logical_workers,
+            "batch_size": self.recipe.train.batch_size,
+            "seed": self.recipe.train.seed,
+            "backbone": self.recipe.model.backbone,
+            "num_classes": self.trainer.head.config.num_classes,
+            "data_tag": self.data_tag,
+            "highest": dict(self.highest),
+        }

@@ -1,0 +1,205 @@
+"""Trains a face-recognition model: ``python -m app.train --recipe NAME --data.url URL``, alone or under torchrun.
+
+Run again with the same output, it goes on from the last checkpoint, on any number of processes.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+
+from app import storage
+from app.checkpoint.manager import CheckpointManager, TrainingState
+from app.data.bin_sets import VerificationSet, load_set
+from app.data.dataset import Dataset, open_dataset
+from app.data.loader import Loader, LoaderConfig
+from app.data.order import make_order
+from app.data.reader import RecordReader
+from app.device import detect_device
+from app.elastic.plan import ElasticPlan
+from app.elastic.rendezvous import mark_done_if_elastic
+from app.elastic.signals import catch_stop
+from app.errors import EXIT_INTERRUPTED, run_main
+from app.finish import finish_run
+from app.head.class_shards import class_range
+from app.head.margins import build_margin
+from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.loop import Loop, Outcome
+from app.observe.events import EventLog
+from app.options import parse_arguments, recipe_names, to_toml
+from app.recipe import Recipe, RecipeError
+from app.run_folder import build_model, load_weights, parse_weights, run_url
+from app.trainer import Trainer
+from app.world import World, join_world
+
+
+def main(arguments: list[str]) -> int:
+    """Recipe, devices, data, model, loop, results; returns the exit code."""
+    if "--list-recipes" in arguments:
+        print("\n".join(recipe_names()))
+        return 0
+    print_only = "--print-config" in arguments
+    recipe = parse_arguments([word for word in arguments if word != "--print-config"])
+    if print_only:
+        print(to_toml(recipe), end="")
+        return 0
+    with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
+        torch.manual_seed(recipe.train.seed)
+        dataset = open_data(recipe)
+        num_classes = count_classes(recipe, dataset)
+        checkpoints = CheckpointManager(
+            storage.join(run_url(recipe), "checkpoints"), world, keep_last=recipe.checkpoint.keep_last
+        )
+        resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
+        plan = make_plan(recipe, world, dataset, num_classes, resumed)
+        events = EventLog(run_url(recipe), enabled=world.rank == 0, tensorboard=recipe.output.tensorboard)
+        loader = make_loader(recipe, dataset, num_classes, plan)
+        trainer = make_trainer(recipe, world, plan, num_classes)
+        loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), dataset.object.tag)
+        resume(loop, resumed)
+        outcome = loop.run()
+        loader.close()
+        if outcome is Outcome.STOPPED:
+            events.close()
+            return EXIT_INTERRUPTED
+        finish_run(loop)
+        events.close()
+    if world.rank == 0:
+        mark_done_if_elastic()
+    return 0
+
+
+def open_data(recipe: Recipe) -> Dataset:
+    """The dataset that the recipe names."""
+    if not recipe.data.url:
+        raise RecipeError("no dataset: set --data.url to the folder that holds train.rec and train.idx")
+    return open_dataset(recipe.data.url)
+
+
+def count_classes(recipe: Recipe, dataset: Dataset) -> int:
+    """Classes of the run: the recipe's number where it gives one, else the dataset's."""
+    known, wanted = dataset.num_classes, recipe.data.num_classes
+    if not (known or wanted):
+        raise RecipeError(f"{dataset.url} does not tell how many classes it has: set --data.num-classes")
+    if wanted and known and wanted < known:
+        raise RecipeError(f"data.num_classes is {wanted}, but {dataset.url} has {known}: leave it at 0, or raise it")
+    return wanted or known
+
+
+def make_plan(
+    recipe: Recipe, world: World, dataset: Dataset, num_classes: int, resumed: TrainingState | None
+) -> ElasticPlan:
+    """Shares of the logical workers: as many as the first start had, for ever."""
+    if resumed is None:
+        workers = recipe.train.logical_workers or world.size * recipe.train.gradient_accumulation
+        return ElasticPlan(workers, world.size)
+    meta = resumed.meta
+    for field, now in [
+        ("batch_size", recipe.train.batch_size),
+        ("backbone", recipe.model.backbone),
+        ("num_classes", num_classes),
+        ("data_tag", dataset.object.tag),
+    ]:
+        if meta[field] != now:
+            raise RecipeError(
+                f"{run_url(recipe)} holds a run with {field} {meta[field]!r}, this one has {now!r}: "
+                "take another --name or --output.url, or the same settings and dataset as before"
+            )
+    if recipe.train.logical_workers not in (0, meta["logical_workers"]):
+        warnings.warn(f"the run goes on with its {meta['logical_workers']} logical workers", stacklevel=2)
+    return ElasticPlan(int(meta["logical_workers"]), world.size)
+
+
+def make_loader(recipe: Recipe, dataset: Dataset, num_classes: int, plan: ElasticPlan) -> Loader:
+    """Reader, sample order and loader of the training images."""
+    data = recipe.data
+    order = make_order(
+        len(dataset),
+        dataset.record_bytes,
+        plan.logical_workers,
+        seed=recipe.train.seed,
+        shuffle=data.shuffle,
+        window=data.window,
+        block_bytes=int(data.block_mb * 2**20),
+    )
+    config = LoaderConfig(
+        recipe.train.batch_size,
+        data.image_size,
+        num_classes,
+        recipe.train.seed,
+        augment=data.augment,
+        resize=data.resize,
+        threads=data.workers,
+        prefetch=data.prefetch,
+        max_bad_share=data.max_bad_share,
+    )
+    loader = Loader(RecordReader(dataset, max_request_bytes=int(data.block_mb * 2**20)), order, config)
+    if loader.steps_per_epoch == 0:
+        raise RecipeError(
+            f"{dataset.url} has {len(dataset)} images, fewer than one global batch of {recipe.train.batch_size} x "
+            f"{plan.logical_workers}: lower --train.batch-size"
+        )
+    return loader
+
+
+def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> Trainer:
+    """Backbone and head on this rank's device."""
+    device, head = world.device.torch_device, recipe.head
+    backbone = build_model(recipe.model, recipe.data.image_size).to(device)
+    if recipe.model.init:
+        load_weights(
+            backbone, parse_weights(recipe.model.init, storage.read_bytes(recipe.model.init)), recipe.model.init
+        )
+    if recipe.model.channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    margin = build_margin(head.margin, head.m1, head.m2, head.m3, easy_margin=head.easy_margin, gradient=head.gradient)
+    config = PartialFCConfig(
+        recipe.model.embedding_size,
+        num_classes,
+        head.scale,
+        head.sample_rate,
+        head.interclass_filtering,
+        logical_shards=plan.logical_workers,
+        seed=recipe.train.seed,
+        centre_dtype=getattr(torch, head.centre_dtype),
+        matmul_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision],
+        block_bytes=head.block_memory_mb << 20,
+    )
+    return Trainer(recipe, world, plan, backbone.train(), PartialFC(config, margin).to_device(device))
+
+
+def load_sets(recipe: Recipe) -> list[VerificationSet]:
+    """The verification sets that are there; one that is configured and missing is warned about."""
+    folder = recipe.verify.url or recipe.data.url
+    urls = [storage.join(folder, f"{name}.bin") for name in recipe.verify.sets]
+    found = [url for url in urls if storage.exists(url)]
+    for url in sorted(set(urls) - set(found)):
+        warnings.warn(f"no verification set {url}: it is left out", stacklevel=2)
+    return [load_set(url) for url in found]
+
+
+def resume(loop: Loop, resumed: TrainingState | None) -> None:
+    """Say how the run starts, from the last checkpoint where there is one."""
+    recipe, world = loop.recipe, loop.world
+    if resumed is not None:
+        loop.trainer.load(resumed)
+        loop.start_at(resumed.step)
+        loop.highest.update(resumed.meta["highest"])
+    elif world.rank == 0:
+        storage.write_bytes(storage.join(run_url(recipe), "recipe.toml"), to_toml(recipe).encode())
+    plan, start = loop.trainer.plan, f"from step {loop.step}" if resumed else "from the beginning"
+    loop.progress.say(
+        f"{recipe.name}: {start} of {loop.total_steps}, {world.size} processes on {world.device.kind} for "
+        f"{plan.logical_workers} logical workers x {recipe.train.batch_size}, attempt {world.attempt}"
+    )
+    loop.events.add(
+        "start", loop.step, world_size=world.size, logical_workers=plan.logical_workers, attempt=world.attempt
+    )
+
+
+if __name__ == "__main__":
+    # Messages of warnings without file and line: they are meant for the user.
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr, flush=True)
+    run_main(main)

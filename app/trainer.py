@@ -1,0 +1,221 @@
+"""The training step: micro-batches of the logical workers, one update for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from app.checkpoint.manager import TrainingState
+from app.data.loader import Batch
+from app.elastic.batch_statistics import BatchStatistics
+from app.elastic.joinable import JoinableBackbone
+from app.elastic.plan import ElasticPlan
+from app.errors import AppError
+from app.head.optimizer import CentreOptimizer
+from app.head.partial_fc import ABSENT, PartialFC
+from app.loss_scale import LossScale
+from app.recipe import Recipe
+from app.world import World
+
+
+class NotFiniteError(AppError):
+    """The loss or a gradient is NaN or Inf; names the step and its samples."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did.
+
+    ``loss``: mean over the global batch. ``gradient_norm``: of the backbone, before clipping. ``skipped``: gradients
+    overflowed under fp16 and the step changed nothing. ``flags``: sums over ranks of the flags that were passed in.
+    """
+
+    loss: float
+    gradient_norm: float
+    skipped: bool
+    flags: tuple[int, ...]
+
+
+class Trainer:
+    """Model, head and optimizers of one rank.
+
+    Args:
+        backbone: on its device already.
+        plan: who runs which logical worker.
+    """
+
+    def __init__(self, recipe: Recipe, world: World, plan: ElasticPlan, backbone: nn.Module, head: PartialFC) -> None:
+        self.recipe, self.world, self.plan = recipe, world, plan
+        self.backbone, self.head = backbone, head
+        self.device = world.device
+        self.statistics = BatchStatistics(backbone, plan.logical_workers)
+        self.model = self._distribute(JoinableBackbone(backbone, recipe.model.embedding_size))
+        self.parameters = [p for p in backbone.parameters() if p.requires_grad]
+        self.optimizer = self._make_optimizer()
+        optim = recipe.optim
+        self.centre_optimizer = CentreOptimizer(
+            head, optim.name, momentum=optim.momentum, weight_decay=optim.weight_decay, update=recipe.head.update
+        )
+        self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16")
+        self.memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
+
+    def _distribute(self, model: nn.Module) -> nn.Module:
+        if self.world.size == 1:
+            return model
+        model = DistributedDataParallel(
+            model, bucket_cap_mb=16, gradient_as_bucket_view=True, forward_sync_buffers=False
+        )
+        compression = self.recipe.train.gradient_compression
+        if compression != "none":
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            hook = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}[compression]
+            model.register_comm_hook(None, hook)
+        return model
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        optim = self.recipe.optim
+        if optim.name == "sgd":
+            return torch.optim.SGD(
+                self.parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay
+            )
+        return torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+
+    def step(self, number: int, batches: Sequence[Batch], lr: float, flags: Sequence[int] = ()) -> StepResult:
+        """Train one global batch; every rank calls it with the batches of its share.
+
+        Args:
+            number: of the step, from 0; seeds the choice of classes.
+            batches: one for each of this rank's logical workers.
+            flags: small counts that all ranks want to agree on; their sums come back, at no further message.
+
+        Raises:
+            NotFiniteError: the loss, or under fp32 and bf16 a gradient, is NaN or Inf; weights are as before the step.
+        """
+        global_batch = self.recipe.train.batch_size * self.plan.logical_workers
+        self.head.begin_step(number, self._all_labels(batches))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.begin_step()
+        loss = torch.zeros((), device=self.device.torch_device)
+        for turn in range(self.plan.rounds):
+            batch = batches[turn] if turn < len(batches) else None
+            last = turn == self.plan.rounds - 1
+            with self._synchronized(last):
+                embeddings, labels = self._forward(batch)
+                micro_loss = self.head(embeddings, labels, global_batch)
+                (micro_loss * self.loss_scale.scale).backward()
+            loss += micro_loss.detach()
+        unscale = 1.0 / self.loss_scale.scale
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
+        mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)
+        self.statistics.end_step(keep=finite)
+        if not finite and (not self.loss_scale.enabled or math.isnan(mean_loss)):
+            raise NotFiniteError(self._describe(number, mean_loss, gradient_norm, batches))
+        if finite:
+            self._update(lr, unscale, gradient_norm)
+        self.loss_scale.update(finite=finite)
+        return StepResult(mean_loss, gradient_norm, not finite, totals)
+
+    def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
+        device = self.device.torch_device
+        if batch is None:
+            empty = self.model(None)
+            rows = self.recipe.train.batch_size
+            # The head gathers equally many rows from every rank.
+            padding = empty.new_zeros((rows, self.recipe.model.embedding_size))
+            labels = torch.full((rows,), ABSENT, device=device)
+            return torch.cat([empty, padding]), labels
+        images = batch.images.to(device, non_blocking=True)
+        images = images.to(torch.float32, memory_format=self.memory_format).sub_(127.5).div_(127.5)
+        with self.device.autocast(self.recipe.train.precision), self.statistics.micro_batch():
+            embeddings = self.model(images)
+        return embeddings, batch.labels.to(device, non_blocking=True)
+
+    def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def _all_labels(self, batches: Sequence[Batch]) -> Tensor | None:
+        """Labels of the whole global batch, where the head samples classes by them."""
+        if self.recipe.head.sample_rate >= 1:
+            return None
+        size = self.recipe.train.batch_size
+        labels = torch.full((self.plan.rounds * size,), ABSENT)
+        for turn, batch in enumerate(batches):
+            labels[turn * size : (turn + 1) * size] = batch.labels
+        gathered = self.world.all_gather(labels).flatten()
+        return gathered[gathered != ABSENT]
+
+    def _agree(self, loss: Tensor, norm: Tensor, flags: Sequence[int]) -> tuple[float, float, bool, tuple[int, ...]]:
+        """One small message a step: is everything finite on every rank, and the sums of the flags."""
+        centre_gradient = self.head.active.grad
+        centres_finite = centre_gradient is None or bool(torch.isfinite(centre_gradient.abs().sum()))
+        mean_loss, gradient_norm = float(loss), float(norm)
+        bad = not (centres_finite and gradient_norm < float("inf") and abs(mean_loss) < float("inf"))
+        sums = self.world.all_reduce([float(bad), *map(float, flags)], "sum")
+        return mean_loss, gradient_norm, sums[0] == 0, tuple(int(value) for value in sums[1:])
+
+    def _update(self, lr: float, unscale: float, gradient_norm: float) -> None:
+        clip = self.recipe.optim.clip_norm
+        factor = unscale * (min(1.0, clip / (gradient_norm + 1e-6)) if clip > 0 else 1.0)
+        if factor != 1.0:
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.centre_optimizer.step(lr, unscale)
+
+    def _describe(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> str:
+        positions = [int(position) for batch in batches for position in batch.positions][:8]
+        return (
+            f"step {number}: loss {loss}, gradient norm {norm} on rank {self.world.rank}, whose samples start with "
+            f"positions {positions}: nothing was updated; lower optim.lr, or look at these records"
+        )
+
+    def state(self, step: int, meta: dict[str, Any]) -> TrainingState:
+        """All that a checkpoint needs, as references to the live tensors."""
+        replicated = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        replicated |= {f"margin.{name}": value for name, value in self.head.margin.state_dict().items()}
+        names = {id(p): name for name, p in self.backbone.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    replicated[f"optimizer.{names[id(parameter)]}.{key}"] = value
+        sharded = {"centres": self.head.centres} | self.centre_optimizer.state
+        own = {"loss_scale": self.loss_scale.state_dict(), "centre_steps": self.centre_optimizer.steps}
+        return TrainingState(step, replicated, sharded, (self.head.start, self.head.stop), own | meta)
+
+    def load(self, state: TrainingState) -> None:
+        """Go on from a checkpoint, whatever world wrote it."""
+        self.backbone.load_state_dict(_with_prefix(state, "backbone."))
+        self.head.margin.load_state_dict(_with_prefix(state, "margin."))
+        names = dict(self.backbone.named_parameters())
+        saved: dict[str, dict[str, Tensor]] = {}
+        for path, value in _with_prefix(state, "optimizer.").items():
+            name, _, key = path.rpartition(".")
+            saved.setdefault(name, {})[key] = value
+        for name, values in saved.items():
+            parameter = names[name]
+            self.optimizer.state[parameter] = {
+                # AdamW keeps its step count on the host.
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in values.items()
+            }
+        with torch.no_grad():
+            self.head.centres.copy_(state.sharded["centres"])
+            for key, value in self.centre_optimizer.state.items():
+                value.copy_(state.sharded[key])
+        self.centre_optimizer.steps = int(state.meta["centre_steps"])
+        self.loss_scale.load_state_dict(state.meta["loss_scale"])
+
+
+def _with_prefix(state: TrainingState, prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in state.replicated.items() if name.startswith(prefix)}
