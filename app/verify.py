@@ -1,0 +1,99 @@
+"""Verifies trained weights: ``python -m app.verify --model RUN_URL --sets.url URL``; prints the table, writes a report.
+
+The report goes to ``<model>/verification/`` unless ``--report`` says otherwise: report.json and report.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from app import storage
+from app.data.bin_sets import load_set
+from app.device import detect_device
+from app.errors import AppError, run_main
+from app.evaluate.verification import SetResult, embed_pixels, embed_with, format_table, verify_set
+from app.observe.report.figure import draw_report
+from app.run_folder import load_model
+
+EXIT_BELOW_FLOOR = 3
+
+
+class VerifyError(AppError):
+    """Nothing to verify with."""
+
+
+def main(arguments: list[str]) -> int:
+    """Load weights, embed the sets, print and write the report; 3 when an accuracy is below the floor."""
+    options = parse(arguments)
+    device = detect_device()
+    model, about = load_model(options.model)
+    model.to(device.torch_device)
+    urls = set_urls(options)
+    started = time.perf_counter()
+    results, baseline = [], []
+    for url in urls:
+        pairs = load_set(url)
+        sizes = {"image_size": int(about["image_size"]), "batch_size": options.batch_size}
+        results.append(verify_set(pairs, embed_with(model, device, options.precision), **sizes))
+        if not options.no_baseline:
+            baseline.append(verify_set(pairs, embed_pixels, **sizes))
+    print(f"model {storage.redact(options.model)}: {about['backbone']}, step {about['step']}, on {device.kind}\n")
+    print(format_table(results, baseline), flush=True)
+    report = make_report(about, results, baseline, seconds=time.perf_counter() - started)
+    folder = options.report or storage.join(options.model, "verification")
+    storage.write_bytes(storage.join(folder, "report.png"), draw_report(about, results, baseline))
+    storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report, indent=1).encode())
+    print(f"\nreport: {storage.redact(storage.join(folder, 'report.json'))}, report.png")
+    low = [result for result in results if result.metrics.accuracy < options.floor]
+    for result in low:
+        print(f"error: {result.name}: accuracy {result.metrics.accuracy:.5f} is below {options.floor}", file=sys.stderr)
+    return EXIT_BELOW_FLOOR if low else 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", required=True, help="URL of a run folder (model.pt and model.json)")
+    parser.add_argument("--sets-url", required=True, help="URL of the folder with the .bin files")
+    parser.add_argument("--sets", default="", help="names, comma separated; default: every .bin in the folder")
+    parser.add_argument("--report", default="", help="URL of the report's folder")
+    parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--no-baseline", action="store_true", help="leave out the raw-pixel baseline")
+    return parser.parse_args(arguments)
+
+
+def set_urls(options: argparse.Namespace) -> list[str]:
+    """URLs of the ``.bin`` files to verify on.
+
+    Raises:
+        VerifyError: there is none.
+    """
+    names = [name.strip() for name in options.sets.split(",") if name.strip()]
+    if not names:
+        found = storage.list_names(options.sets_url)
+        names = [name.removesuffix(".bin") for name in found if name.endswith(".bin")]
+    if not names:
+        raise VerifyError(f"{storage.redact(options.sets_url)}: no .bin file there: correct --sets-url")
+    return [storage.join(options.sets_url, f"{name}.bin") for name in names]
+
+
+def make_report(
+    about: dict[str, Any], results: list[SetResult], baseline: list[SetResult], *, seconds: float
+) -> dict[str, Any]:
+    """The report as plain JSON."""
+    return {
+        "model": about,
+        "seconds": round(seconds, 3),
+        "sets": {result.name: result.summary() for result in results},
+        "raw_pixels": {result.name: result.summary() for result in baseline},
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)

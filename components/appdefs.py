@@ -1,0 +1,199 @@
+"""The jobs: what runs where. ``components.py`` gives them their command line."""
+
+from __future__ import annotations
+
+import re
+
+from torchx import specs
+from torchx.specs import macros
+
+from components.hardware import HardwareProfile, load_profile
+from components.overlays import overlay_pod
+
+PYTHON = "python"
+_NODES = re.compile(r"(\d+)(?::(\d+))?")
+_FIELD_PATH = "[FIELD_PATH]"  # TorchX's mark for the downward API
+
+
+class ComponentError(ValueError):
+    """An argument of a component that does not fit; says what it takes."""
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """``"4"`` -> (4, 4), ``"2:4"`` -> (2, 4).
+
+    Raises:
+        ComponentError: it is neither.
+    """
+    match = _NODES.fullmatch(text)
+    if match is None:
+        raise ComponentError(f"--nnodes must be N or MIN:MAX, as in 4 or 2:4; got {text!r}")
+    least = int(match[1])
+    most = int(match[2]) if match[2] else least
+    if not 1 <= least <= most:
+        raise ComponentError(f"--nnodes {text}: the least number must be at least 1 and not above the most")
+    return least, most
+
+
+def train_app(
+    app_args: list[str],
+    *,
+    nnodes: str,
+    nproc_per_node: int,
+    recipe: str,
+    data: str,
+    output: str,
+    name: str,
+    hardware: str,
+    image: str,
+    cpu: int,
+    mem_mb: int,
+    env: dict[str, str],
+    secret: str,
+    service_account: str,
+    max_restarts: int,
+    rdzv_port: int,
+) -> specs.AppDef:
+    """A rendezvous process and elastic trainers; see ``arcface_dist``."""
+    least, most = parse_nodes(nnodes)
+    profile = load_profile(hardware)
+    processes = nproc_per_node or profile.devices
+    profile = profile.with_devices(processes)
+    run_name = name or recipe.rsplit("/", 1)[-1].removesuffix(".toml")
+    rendezvous = specs.Role(
+        name="rdzv",  # no dash: it becomes part of a variable's name
+        image=image,
+        entrypoint=PYTHON,
+        args=["-m", "app.elastic.rendezvous", "--port", str(rdzv_port), "--rdzv-id", macros.app_id],
+        num_replicas=1,
+        resource=specs.Resource(cpu=1, gpu=0, memMB=1024),
+        port_map={"rdzv": rdzv_port},
+    )
+    trainer = specs.Role(
+        name="trainer",
+        image=image,
+        entrypoint=PYTHON,
+        args=[
+            *("-m", "app.elastic.launch", "--nnodes", nnodes, "--nproc-per-node", str(processes)),
+            *("--rdzv-id", macros.app_id, "--rdzv-host-env", macros.rank0_env, "--rdzv-port", str(rdzv_port)),
+            *("--max-restarts", str(max_restarts)),
+            *("--", "--recipe", recipe, "--name", run_name),
+            *(("--data.url", data) if data else ()),
+            *(("--output.url", output) if output else ()),
+            *app_args,
+        ],
+        env={**profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
+        num_replicas=most,
+        min_replicas=least if least < most else None,
+        resource=_resource(profile, cpu, mem_mb),
+    )
+    overlay_pod(
+        rendezvous,
+        secret="",
+        service_account=service_account,
+        profile=None,
+        grace_seconds=30,
+        shm_mb=64,
+        restart_policy="OnFailure",
+    )
+    overlay_pod(
+        trainer,
+        secret=secret,
+        service_account=service_account,
+        profile=profile,
+        grace_seconds=profile.grace_seconds,
+        shm_mb=profile.shm_mb,
+        restart_policy="OnFailure",
+        spread=True,
+    )
+    return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
+
+
+def verify_app(
+    app_args: list[str],
+    *,
+    model: str,
+    sets: str,
+    set_names: str,
+    report: str,
+    floor: float,
+    hardware: str,
+    image: str,
+    cpu: int,
+    mem_mb: int,
+    env: dict[str, str],
+    secret: str,
+    service_account: str,
+) -> specs.AppDef:
+    """One process on one device; see ``arcface_verify``."""
+    if not model or not sets:
+        raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
+    profile = load_profile(hardware).with_devices(1)
+    role = specs.Role(
+        name="verify",
+        image=image,
+        entrypoint=PYTHON,
+        args=[
+            *("-m", "app.verify", "--model", model, "--sets-url", sets),
+            *(("--sets", set_names) if set_names else ()),
+            *(("--report", report) if report else ()),
+            *(("--floor", str(floor)) if floor else ()),
+            *app_args,
+        ],
+        env={**profile.env, **env},
+        resource=_resource(profile, cpu, mem_mb),
+    )
+    return _single_role_app("verify-" + model.rstrip("/").rsplit("/", 1)[-1], role, secret, service_account, profile)
+
+
+def prepare_app(
+    app_args: list[str],
+    *,
+    kind: str,
+    output: str,
+    image: str,
+    cpu: int,
+    mem_mb: int,
+    env: dict[str, str],
+    secret: str,
+    service_account: str,
+) -> specs.AppDef:
+    """One process without a device; see ``arcface_prepare``."""
+    if not output:
+        raise ComponentError("arcface_prepare needs --output (URL of the dataset's folder)")
+    profile = load_profile("cpu")
+    role = specs.Role(
+        name="prepare",
+        image=image,
+        entrypoint=PYTHON,
+        args=["-m", "app.prepare", kind, "--output", output, *app_args],
+        env=dict(env),
+        resource=_resource(profile, cpu, mem_mb),
+    )
+    return _single_role_app(f"prepare-{kind}", role, secret, service_account, profile)
+
+
+def _single_role_app(
+    name: str, role: specs.Role, secret: str, service_account: str, profile: HardwareProfile
+) -> specs.AppDef:
+    overlay_pod(
+        role,
+        secret=secret,
+        service_account=service_account,
+        profile=profile,
+        grace_seconds=30,
+        shm_mb=profile.shm_mb,
+        restart_policy="Never",
+    )
+    return specs.AppDef(name=job_name(name), roles=[role])
+
+
+def job_name(text: str) -> str:
+    """A name that Kubernetes takes and that leaves room for what TorchX and Volcano append to it (63 characters)."""
+    cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "arcface"
+    return cleaned[:30].rstrip("-")
+
+
+def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource:
+    devices = {profile.resource: profile.devices} if profile.resource else {}
+    return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
