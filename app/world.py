@@ -35,9 +35,10 @@ class World:
         """Stack equally shaped CPU tensors of all ranks: ``[...]`` -> ``[size, ...]``."""
         if self.size == 1:
             return tensor[None]
-        gathered = tensor.new_empty((self.size, *tensor.shape))
-        dist.all_gather_into_tensor(gathered, tensor.contiguous())
-        return gathered
+        # Gloo wants the output as the inputs end to end.
+        gathered = tensor.new_empty((self.size * len(tensor), *tensor.shape[1:]))
+        dist.all_gather_single(gathered, tensor.contiguous())
+        return gathered.view(self.size, *tensor.shape)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ class CheckpointManager:
             state.rows,
             dict(state.meta),
         )
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        # Names sort by step, then by age: a step that is trained again supersedes what was there.
+        now = time.time_ns()
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}"
         self._folder = self._broadcast(f"step-{state.step:09d}-{stamp}-{os.urandom(4).hex()}")
         self._state = copied
         self._upload = self._pool.submit(self._write_objects, self._folder, copied)

@@ -159,5 +159,5 @@ class PartialFC(nn.Module):
 
 def _gather_labels(labels: Tensor, world: int) -> Tensor:
     gathered = labels.new_empty(world * len(labels))
-    dist.all_gather_into_tensor(gathered, labels.contiguous())
+    dist.all_gather_single(gathered, labels.contiguous())
     return gathered

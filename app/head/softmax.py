@@ -113,7 +113,7 @@ class GatherEmbeddings(torch.autograd.Function):
         """Every rank gives equally many rows."""
         ctx.rows = len(embeddings)
         gathered = embeddings.new_empty((dist.get_world_size() * len(embeddings), embeddings.shape[1]))
-        dist.all_gather_into_tensor(gathered, embeddings.contiguous())
+        dist.all_gather_single(gathered, embeddings.contiguous())
         return gathered
 
     @staticmethod
@@ -121,7 +121,7 @@ class GatherEmbeddings(torch.autograd.Function):
         """[W * B, D] -> [B, D]."""
         (upstream,) = gradients
         own = upstream.new_empty((ctx.rows, upstream.shape[1]))
-        dist.reduce_scatter_tensor(own, upstream.contiguous())
+        dist.reduce_scatter_single(own, upstream.contiguous())
         return own * dist.get_world_size()
 
 

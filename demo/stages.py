@@ -1,0 +1,79 @@
+"""Runs a stage in a session of its own, so that a Ctrl-C stops it once, in good order and without its traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+
+class StageError(Exception):
+    """A stage ended with another code than 0."""
+
+
+def run_stage(command: Sequence[str], environment: dict[str, str], *, hide: Sequence[str] = ()) -> None:
+    """Run a command, its output shown line by line; all processes it started are gone afterwards.
+
+    Args:
+        hide: lines that contain one of these are not shown.
+
+    Raises:
+        StageError: it failed.
+        KeyboardInterrupt: after the stage and its children were stopped.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    quiet = threading.Event()
+    printer = threading.Thread(target=_print_lines, args=(process, hide, quiet), daemon=True)
+    printer.start()
+    try:
+        code = process.wait()
+        printer.join(5)
+    except BaseException:
+        quiet.set()
+        _stop(process)
+        raise
+    finally:
+        _kill_session(process.pid)
+    if code:
+        raise StageError(f"{' '.join(command[:4])} ... ended with code {code}")
+
+
+def _print_lines(process: subprocess.Popen[str], hide: Sequence[str], quiet: threading.Event) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not quiet.is_set() and not any(text in line for text in hide):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _kill_session(session: int) -> None:
+    """Kill what is left of a session, in whatever process group."""
+    for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
+        if not entry.isdigit():
+            continue
+        try:
+            if os.getsid(int(entry)) == session:
+                os.kill(int(entry), signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
