@@ -1,0 +1,77 @@
+"""Helpers for tests that run whole training jobs as real processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app import storage
+from app.data.decode import encode_jpeg
+from app.data.record_writer import RecordWriter, write_identity_layout
+from app.observe.events import read_events
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    *("--recipe", "orl", "--data.image-size", "32", "--model.embedding-size", "32", "--train.batch-size", "6"),
+    *("--train.log-every", "1", "--checkpoint.every-steps", "3", "--verify.sets", ","),
+    *("--output.tensorboard", "false"),
+]
+
+
+def write_faces(folder: str, *, classes: int = 10, per_class: int = 12, size: int = 32) -> None:
+    """A learnable dataset of coloured noise patterns, one a class."""
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 200, (classes, 8, 8, 3))
+    images = []
+    for label in range(classes):
+        for _ in range(per_class):
+            image = patterns[label].repeat(size // 8, 0).repeat(size // 8, 1) + generator.integers(
+                0, 55, (size, size, 3)
+            )
+            images.append((label, encode_jpeg(image.astype(np.uint8))))
+    with RecordWriter(storage.join(folder, "train.rec")) as writer:
+        write_identity_layout(writer, images)
+
+
+def environment() -> dict[str, str]:
+    """For a child: this project importable, one thread, loopback only."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def train(
+    processes: int, data: str, output: str, *options: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run training to its end on one node, under torchrun when there are several processes."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "app.train"]
+    done = subprocess.run(
+        [*command, *SMALL, "--data.url", data, "--output.url", output, *options],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"training ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def losses(output: str, name: str = "orl") -> dict[int, float]:
+    """The loss of every step, the last time it was trained."""
+    return {e["step"]: e["loss"] for e in read_events(storage.join(output, name)) if e["kind"] == "train"}
+
+
+def weights(output: str, name: str = "orl") -> dict[str, Tensor]:
+    """The final backbone."""
+    data = storage.read_bytes(storage.join(output, name, "model.pt"))
+    loaded: dict[str, Tensor] = torch.load(io.BytesIO(data), weights_only=True)
+    return loaded
