@@ -197,6 +197,7 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
     loop.events.add(
         "start", loop.step, world_size=world.size, logical_workers=plan.logical_workers, attempt=world.attempt
     )
+    loop.events.flush()
 
 
 if __name__ == "__main__":

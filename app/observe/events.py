@@ -14,6 +14,8 @@ from typing import Any
 from app import storage
 from app.storage import StorageError
 
+FLUSH_SECONDS = 60.0
+
 
 class EventLog:
     """Collects events of rank 0, uploads them on ``flush``: a file each attempt, since an object store cannot append.
@@ -28,6 +30,7 @@ class EventLog:
         self.run_url, self.enabled = run_url, enabled
         self._name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{os.urandom(2).hex()}"
         self._lines: list[str] = []
+        self._flushed = time.monotonic()
         self._folder: Path | None = None
         self._writer: Any = None
         if enabled and tensorboard:
@@ -45,11 +48,14 @@ class EventLog:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Upload what there is; a store that fails is warned about, training goes on."""
         if not self.enabled:
             return
+        self._flushed = time.monotonic()
         try:
             text = "".join(line + "\n" for line in self._lines)
             storage.write_bytes(storage.join(self.run_url, "events", f"{self._name}.jsonl"), text.encode())
