@@ -95,6 +95,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     verify_every: int = 2000  # steps; 0: only at the end
     profiling: bool = False
+    max_starts: int = 10  # starts in a row from one checkpoint before an elastic job gives up
     step_timeout: float = 1800.0  # seconds a step may take before the watchdog calls it a hang
 
 
@@ -163,6 +164,7 @@ _POSITIVE = (
     "train.batch_size",
     "train.gradient_accumulation",
     "train.log_every",
+    "train.max_starts",
     "checkpoint.keep_last",
     "verify.batch_size",
 )

@@ -23,7 +23,12 @@ _SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKE
 
 
 class StorageError(AppError):
-    """An object could not be read or written; the message names its URL and what to do."""
+    """An object could not be read or written; the message names its URL and what to do.
+
+    ``transient``: the store did not answer, or not in time; trying again later may help.
+    """
+
+    transient = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def read_bytes(url: str) -> bytes:
 def read_range(url: str, start: int, stop: int) -> bytes:
     """Return bytes ``[start, stop)`` of the object; fewer bytes than asked for are an error."""
     filesystem, path = open_filesystem(url)
-    with explained(url, f"read bytes {start}-{stop} of"):
+    with explained(url, f"read of bytes {start}-{stop}"):
         data = cast(bytes, filesystem.cat_file(path, start=start, end=stop))
     if len(data) != stop - start:
         raise StorageError(
@@ -136,7 +141,7 @@ def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:
 def exists(url: str) -> bool:
     """True when the object (or a folder of that name) is there."""
     filesystem, path = open_filesystem(url)
-    with explained(url, "look up"):
+    with explained(url, "look-up"):
         return bool(filesystem.exists(path))
 
 
@@ -147,7 +152,7 @@ def info(url: str) -> ObjectInfo:
         StorageError: it is not there, or is not readable with these credentials.
     """
     filesystem, path = open_filesystem(url)
-    with explained(url, "look up"):
+    with explained(url, "look-up"):
         details = filesystem.info(path)
     tag = str(details.get("ETag") or details.get("etag") or details.get("mtime") or details.get("created") or "")
     return ObjectInfo(url, int(details["size"] or 0), tag.strip('"'))
@@ -199,7 +204,17 @@ def explained(url: str, action: str) -> Iterator[None]:
     except StorageError:
         raise
     except Exception as error:
-        raise StorageError(f"{redact(url)}: cannot {action} it: {redact(_reason(url, error))}") from error
+        explanation = StorageError(f"{redact(url)}: {action} failed: {redact(_reason(url, error))}")
+        explanation.transient = _is_transient(error)
+        raise explanation from error
+
+
+def _is_transient(error: Exception) -> bool:
+    text = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    signs = ("could not connect", "endpointconnection", "timeout", "timed out", "slowdown", "reduce your request rate")
+    return any(sign in text for sign in signs) or _error_code(error) in {"503", "500", "InternalError", "SlowDown"}
 
 
 def _reason(url: str, error: Exception) -> str:

@@ -19,9 +19,9 @@ from app.data.order import make_order
 from app.data.reader import RecordReader
 from app.device import detect_device
 from app.elastic.plan import ElasticPlan
-from app.elastic.rendezvous import mark_done_if_elastic
+from app.elastic.rendezvous import count_start, report_done, report_failure
 from app.elastic.signals import catch_stop
-from app.errors import EXIT_INTERRUPTED, run_main
+from app.errors import EXIT_INTERRUPTED, AppError, run_main
 from app.finish import finish_run
 from app.head.class_shards import class_range
 from app.head.margins import build_margin
@@ -36,7 +36,18 @@ from app.world import World, join_world
 
 
 def main(arguments: list[str]) -> int:
-    """Recipe, devices, data, model, loop, results; returns the exit code."""
+    """Read the recipe and train it; returns the exit code."""
+    try:
+        return run(arguments)
+    except AppError as error:
+        # torchrun would start again. Where that cannot help, the rendezvous process ends the job.
+        if not getattr(error, "transient", False):
+            report_failure(str(error))
+        raise
+
+
+def run(arguments: list[str]) -> int:
+    """Answer questions about recipes, or train."""
     if "--list-recipes" in arguments:
         print("\n".join(recipe_names()))
         return 0
@@ -45,6 +56,11 @@ def main(arguments: list[str]) -> int:
     if print_only:
         print(to_toml(recipe), end="")
         return 0
+    return train(recipe)
+
+
+def train(recipe: Recipe) -> int:
+    """Devices, data, model, loop, results."""
     with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
         torch.manual_seed(recipe.train.seed)
         dataset = open_data(recipe)
@@ -67,7 +83,7 @@ def main(arguments: list[str]) -> int:
         finish_run(loop)
         events.close()
     if world.rank == 0:
-        mark_done_if_elastic()
+        report_done()
     return 0
 
 
@@ -187,7 +203,9 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
         loop.trainer.load(resumed)
         loop.start_at(resumed.step)
         loop.highest.update(resumed.meta["highest"])
-    elif world.rank == 0:
+    if world.rank == 0:
+        count_start(loop.step, recipe.train.max_starts)
+    if resumed is None and world.rank == 0:
         storage.write_bytes(storage.join(run_url(recipe), "recipe.toml"), to_toml(recipe).encode())
     plan, start = loop.trainer.plan, f"from step {loop.step}" if resumed else "from the beginning"
     loop.progress.say(

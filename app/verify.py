@@ -15,8 +15,8 @@ from app import storage
 from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
+from app.evaluate.report_figure import draw_report
 from app.evaluate.verification import SetResult, embed_pixels, embed_with, format_table, verify_set
-from app.observe.report.figure import draw_report
 from app.run_folder import load_model
 
 EXIT_BELOW_FLOOR = 3

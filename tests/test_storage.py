@@ -63,8 +63,9 @@ def test_a_folder_lists_its_names_and_is_deleted_whole(folder: str) -> None:
 
 def test_a_missing_object_is_named(folder: str) -> None:
     url = storage.join(folder, "nothing-here")
-    with pytest.raises(StorageError, match=r"nothing-here.*does not exist"):
+    with pytest.raises(StorageError, match=r"nothing-here.*does not exist") as caught:
         storage.read_bytes(url)
+    assert not caught.value.transient
 
 
 @pytest.mark.usefixtures("object_store")
@@ -86,8 +87,9 @@ def test_a_dead_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-value")
-    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL"):
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as caught:
         storage.read_bytes("s3://test/x")
+    assert caught.value.transient
 
 
 def test_an_unknown_protocol_is_refused() -> None:

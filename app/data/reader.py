@@ -67,7 +67,7 @@ class RecordReader:
 
     def _fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        with storage.explained(self.dataset.url, f"read {len(ranges)} ranges of"):
+        with storage.explained(self.dataset.url, f"read of {len(ranges)} ranges"):
             chunks: list[bytes] = self._filesystem.cat_ranges(
                 [self._path] * len(ranges), starts, stops, on_error="raise"
             )

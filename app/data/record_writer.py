@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from fsspec.spec import AbstractBufferedFile
+
 from app import storage
 from app.data.recordio import ImageHeader, pack_image, pack_record
 
@@ -43,6 +45,8 @@ class RecordWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is not None:
             self._file.discard()
+            if isinstance(self._file, AbstractBufferedFile):
+                self._file.closed = True  # or its finalizer would try to upload the rest
             return
         with storage.explained(self.url, "write"):
             self._file.close()
@@ -75,7 +79,7 @@ def write_identity_layout(writer: RecordWriter, images: list[tuple[int, bytes]])
         if label == len(first_key):
             first_key.append(key)
         writer.write(key, pack_image(ImageHeader((float(label),), key), image))
-    ends = [*first_key[1:], count + 1]
+    ends = [*first_key[1:], count + 1][: len(first_key)]
     for label, (start, stop) in enumerate(zip(first_key, ends, strict=True)):
         header = ImageHeader((float(start), float(stop)), count + 1 + label, is_array=True)
         writer.write(count + 1 + label, pack_image(header, b""))

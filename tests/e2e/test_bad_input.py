@@ -1,0 +1,140 @@
+"""What a user gets wrong: one clear error that names the place and what to do, from the app and through TorchX."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import storage
+from app.data.record_writer import RecordWriter, write_identity_layout
+from app.errors import AppError
+from app.train import main
+from demo.object_store import ObjectStore, free_port
+from tests.jobs import ROOT, SMALL, environment, write_faces
+
+
+def start(*options: str) -> None:
+    main([*SMALL, *options])
+
+
+@pytest.fixture
+def data(bucket_url: str) -> str:
+    write_faces(bucket_url, classes=4, per_class=6)
+    return bucket_url
+
+
+def test_a_missing_bucket(object_store: ObjectStore, tmp_path: Path) -> None:
+    assert object_store.process is not None
+    with pytest.raises(AppError, match="the bucket 'no-such' does not exist"):
+        start("--data.url", "s3://no-such/faces", "--output.url", str(tmp_path))
+
+
+def test_no_dataset_at_all() -> None:
+    with pytest.raises(AppError, match=r"set --data\.url"):
+        start()
+
+
+def test_an_index_that_is_missing(data: str, tmp_path: Path) -> None:
+    storage.delete_tree(storage.join(data, "train.idx"))
+    with pytest.raises(AppError, match=r"train\.idx: read failed: it does not exist"):
+        start("--data.url", data, "--output.url", str(tmp_path))
+
+
+def test_an_empty_dataset(bucket_url: str, tmp_path: Path) -> None:
+    with RecordWriter(storage.join(bucket_url, "train.rec")) as writer:
+        write_identity_layout(writer, [])
+    with pytest.raises(AppError, match=r"train\.rec: the dataset holds no image"):
+        start("--data.url", bucket_url, "--output.url", str(tmp_path))
+
+
+def test_a_truncated_rec(data: str, tmp_path: Path) -> None:
+    url = storage.join(data, "train.rec")
+    storage.write_bytes(url, storage.read_bytes(url)[:3000])
+    with pytest.raises(AppError, match=r"the \.rec file is truncated"):
+        start("--data.url", data, "--output.url", str(tmp_path))
+
+
+def test_an_unreadable_jpeg_is_named_with_its_key_and_bytes(bucket_url: str, tmp_path: Path) -> None:
+    images = [(label, b"\xff\xd8 not a jpeg" if label == 1 else b"\xff\xd8\xff") for label in range(12)]
+    with RecordWriter(storage.join(bucket_url, "train.rec")) as writer:
+        write_identity_layout(writer, images)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(AppError, match=r"record key \d+ \(bytes \d+-\d+\)"):
+        start("--data.url", bucket_url, "--output.url", str(tmp_path))
+
+
+def test_too_few_images_for_one_batch(data: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match=r"24 images, fewer than one global batch of 100 x 1: lower --train.batch-size"):
+        start("--data.url", data, "--output.url", str(tmp_path), "--train.batch-size", "100")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "glint360k_r1OO"], "unknown recipe 'glint360k_r1OO'"),
+        (["--recipe", "orl", "--head.samplerate", "0.1"], "did you mean 'sample_rate'"),
+        (["--recipe", "orl", "--haed.sample-rate", "0.1"], "did you mean 'head.sample_rate'"),
+        (["--recipe", "orl", "--head.sample-rate", "0"], r"head\.sample_rate must be in \(0, 1\]"),
+        (["--recipe", "orl", "--train.precision", "fp8"], "train.precision must be one of fp32, bf16, fp16"),
+        (["--recipe", "orl", "--train.batch-size", "many"], "must be a whole number"),
+        (["--recipe", "orl", "--train.sync-bn", "maybe"], "must be true or false"),
+        (["--recipe", "orl", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_options_that_do_not_exist_or_fit(options: list[str], message: str) -> None:
+    with pytest.raises(AppError, match=message):
+        main(options)
+
+
+def test_an_unknown_backbone(data: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match="did you mean 'r50'"):
+        start("--data.url", data, "--output.url", str(tmp_path), "--model.backbone", "r5")
+
+
+def test_a_nan_loss_stops_the_run_names_step_and_samples_and_commits_nothing_bad(data: str, tmp_path: Path) -> None:
+    options = ["--data.url", data, "--output.url", str(tmp_path), "--train.epochs", "20"]
+    with pytest.raises(AppError, match=r"step \d+: loss nan.*positions \["):
+        start(*options, "--optim.lr", "1e30", "--optim.clip-norm", "0", "--checkpoint.every-steps", "1")
+
+
+def test_a_label_beyond_the_classes(tmp_path: Path) -> None:
+    write_faces(str(tmp_path / "faces"), classes=4, per_class=6)
+    with pytest.raises(AppError, match=r"data\.num_classes is 2, but"):
+        start("--data.url", str(tmp_path / "faces"), "--output.url", str(tmp_path), "--data.num-classes", "2")
+
+
+def test_the_command_line_prints_one_line_and_keeps_secrets(object_store: ObjectStore, tmp_path: Path) -> None:
+    env = {**environment(), **object_store.environment, "AWS_SECRET_ACCESS_KEY": "wrong-secret-value"}
+    command = [sys.executable, "-m", "app.train", *SMALL, "--data.url", "s3://test/x", "--output.url", str(tmp_path)]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 65
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "wrong-secret-value" not in done.stderr
+
+
+@pytest.mark.slow
+def test_through_torchx_the_job_fails_at_once_and_says_why(object_store: ObjectStore, tmp_path: Path) -> None:
+    torchx = str(Path(sys.executable).with_name("torchx"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [
+            *(torchx, "run", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path},prepend_cwd=False", "--wait", "--log"),
+            *("components.py:arcface_dist", "--nnodes", "2", "--hardware", "cpu", "--recipe", "orl"),
+            *("--data", "s3://no-such/faces", "--output", str(tmp_path), "--rdzv_port", str(free_port())),
+        ],
+        env={**environment(), **object_store.environment, "PATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "the bucket 'no-such' does not exist" in output
+    assert "error: training failed" in output
+    assert output.count("attempt") < 3
