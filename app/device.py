@@ -51,26 +51,6 @@ class Device:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         return torch.autocast(self.kind, dtype=dtype)
 
-    def grad_scaler(self, precision: str) -> torch.amp.GradScaler:
-        """Dynamic loss scaler; switched off unless the precision is fp16."""
-        return torch.amp.GradScaler(self.kind, enabled=precision == "fp16", growth_interval=100)
-
-    def side_stream(self) -> Any | None:
-        """A second stream for copies to the device, or None where there is none."""
-        return None if self.kind == "cpu" else _module(self.kind).Stream()
-
-    def use_stream(self, stream: Any | None) -> contextlib.AbstractContextManager[Any]:
-        """Context in which work is queued on ``stream``."""
-        if stream is None:
-            return contextlib.nullcontext()
-        context: contextlib.AbstractContextManager[Any] = _module(self.kind).stream(stream)
-        return context
-
-    def wait_stream(self, stream: Any | None) -> None:
-        """Make the current stream wait for ``stream``."""
-        if stream is not None:
-            _module(self.kind).current_stream().wait_stream(stream)
-
     @property
     def pin_memory(self) -> bool:
         """Whether host batches should be page-locked before the copy."""

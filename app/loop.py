@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import faulthandler
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from app import storage
 from app.checkpoint.manager import CheckpointManager
 from app.data.bin_sets import VerificationSet
 from app.data.loader import Batch, Loader
@@ -17,6 +21,7 @@ from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.progress import Progress, Speed, format_duration
 from app.recipe import Recipe
+from app.run_folder import run_url
 from app.schedule import learning_rate
 from app.trainer import StepResult, Trainer
 from app.world import World
@@ -71,11 +76,18 @@ class Loop:
 
     def run(self) -> Outcome:
         """Train until the end or until a node is asked to stop."""
+        with self._profiler() as profiler:
+            outcome = self._run(profiler)
+        if self.checkpoints.busy:
+            self._commit()
+        return outcome
+
+    def _run(self, profiler: Any) -> Outcome:
         self._speed.restart()
         stopping = False
         batches = self._batches()
         while self.step < self.last_step and not stopping:
-            faulthandler.dump_traceback_later(self.recipe.train.step_timeout, exit=True)
+            faulthandler.dump_traceback_later(self.recipe.train.step_timeout, exit=True, file=2)
             waited = time.perf_counter()
             batch = next(batches)
             self._speed.data_wait += time.perf_counter() - waited
@@ -95,9 +107,9 @@ class Loop:
             every = self.recipe.train.verify_every
             if every and self.step % every == 0 and self.step < self.last_step:
                 self.verify()
+            if profiler is not None:
+                profiler.step()
         faulthandler.cancel_dump_traceback_later()
-        if self.checkpoints.busy:
-            self._commit()
         return Outcome.STOPPED if stopping else Outcome.FINISHED
 
     def verify(self) -> None:
@@ -128,6 +140,20 @@ class Loop:
         """Commit a checkpoint of this step now."""
         self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
         self._commit()
+
+    @contextlib.contextmanager
+    def _profiler(self) -> Iterator[Any]:
+        """With ``train.profiling``, a trace of rank 0 in the run folder's profile/, for TensorBoard and Perfetto."""
+        if not self.recipe.train.profiling or self.world.rank != 0:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="profile-") as folder:
+            with self.world.device.profiler(folder) as profiler:
+                yield profiler
+            for path in Path(folder).rglob("*"):
+                if path.is_file():
+                    url = storage.join(run_url(self.recipe), "profile", str(path.relative_to(folder)))
+                    storage.write_bytes(url, path.read_bytes())
 
     def _batches(self) -> Iterator[list[Batch]]:
         share = self.trainer.plan.share(self.world.rank)

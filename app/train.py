@@ -168,6 +168,10 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
         load_weights(
             backbone, parse_weights(recipe.model.init, storage.read_bytes(recipe.model.init)), recipe.model.init
         )
+    if recipe.train.sync_bn and world.size > 1:
+        if world.device.kind == "cpu":
+            raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
+        backbone = torch.nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     if recipe.model.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     margin = build_margin(head.margin, head.m1, head.m2, head.m3, easy_margin=head.easy_margin, gradient=head.gradient)

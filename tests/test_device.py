@@ -1,0 +1,101 @@
+"""Devices: the CPU for real, the NPU branch against a stub of torch_npu's documented API."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+
+from app.device import Device, DeviceError, detect_device
+
+
+class NpuStub(types.ModuleType):
+    """torch.npu as torch_npu registers it, with a record of the calls."""
+
+    def __init__(self, devices: int) -> None:
+        super().__init__("npu")
+        self.devices, self.calls = devices, list[Any]()
+
+    def is_available(self) -> bool:
+        return self.devices > 0
+
+    def device_count(self) -> int:
+        return self.devices
+
+    def set_device(self, index: int) -> None:
+        self.calls.append(("set_device", index))
+
+    def synchronize(self) -> None:
+        self.calls.append(("synchronize",))
+
+    def max_memory_allocated(self) -> int:
+        return 123
+
+
+@pytest.fixture
+def npu(monkeypatch: pytest.MonkeyPatch) -> NpuStub:
+    stub = NpuStub(2)
+    module = types.ModuleType("torch_npu")
+    module.__spec__ = types.SimpleNamespace(name="torch_npu")  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
+    monkeypatch.setattr(torch, "npu", stub, raising=False)
+    monkeypatch.delenv("ARCFACE_DEVICE", raising=False)
+    # torch knows the device type "npu" only once a backend was renamed, which cannot be undone in this process.
+    monkeypatch.setattr(torch, "device", lambda kind, index=None: f"{kind}:{index}")
+    return stub
+
+
+def test_the_npu_is_preferred_and_set_to_the_local_rank(npu: NpuStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    device = detect_device()
+    assert (device.kind, device.torch_device, device.backend) == ("npu", "npu:1", "cpu:gloo,npu:hccl")
+    assert npu.calls == [("set_device", 1)]
+    device.synchronize()
+    assert npu.calls[-1] == ("synchronize",)
+    assert device.memory_bytes() == 123
+    assert device.pin_memory
+
+
+def test_more_processes_than_npus_are_told(npu: NpuStub) -> None:
+    assert npu.devices == 2
+    with pytest.raises(DeviceError, match=r"local rank 2 has no npu device: the node offers 2; lower --nproc_per_node"):
+        detect_device(local_rank=2)
+
+
+def test_an_npu_that_is_not_there_is_told(npu: NpuStub) -> None:
+    npu.devices = 0
+    with pytest.raises(DeviceError, match="no NPU is usable"):
+        detect_device("npu")
+
+
+def test_without_accelerator_the_cpu_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ARCFACE_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = detect_device()
+    assert (device.kind, device.backend) == ("cpu", "gloo")
+    assert device.memory_bytes() > 1_000_000
+    with pytest.raises(DeviceError, match="no CUDA device is usable"):
+        detect_device("cuda")
+    with pytest.raises(DeviceError, match="unknown device 'tpu'"):
+        detect_device("tpu")
+
+
+def test_autocast_on_the_cpu_computes_in_the_asked_precision() -> None:
+    device = Device("cpu", torch.device("cpu"), "gloo")
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with device.autocast(precision):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_no_file_but_one_names_a_device_call() -> None:
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent.parent / "app"
+    for path in root.rglob("*.py"):
+        if path.name != "device.py":
+            text = path.read_text()
+            for forbidden in (".cuda(", ".npu(", "torch.cuda", "torch.npu", "torch_npu", '"hccl"', '"nccl"'):
+                assert forbidden not in text, f"{path}: {forbidden}"
