@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint lock clean
+.PHONY: help install demo test test-quick lint golden lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ lint: install ## style, types and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+golden: install ## renew the golden manifests after a change that is meant
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/components/test_appdefs.py
 
 lock: ## resolve the dependencies anew (needs uv)
 	bash scripts/lock.sh

@@ -27,6 +27,8 @@ def arcface_dist(
     service_account: str = "",
     max_restarts: int = 100,
     rdzv_port: int = 29500,
+    preemptible: bool = False,
+    ttl_seconds: int = 604800,
 ) -> specs.AppDef:
     """Trains a face-recognition model on elastic nodes, straight from object storage.
 
@@ -52,6 +54,8 @@ def arcface_dist(
         service_account: Kubernetes service account of the pods
         max_restarts: how often the job may start again after a failed worker or a changed number of nodes
         rdzv_port: port of the rendezvous process
+        preemptible: whether a queue with a better claim may take nodes away (the job shrinks, down to its least number)
+        ttl_seconds: seconds that a finished job is kept for status and logs
     """
     return train_app(
         list(app_args),
@@ -70,6 +74,8 @@ def arcface_dist(
         service_account=service_account,
         max_restarts=max_restarts,
         rdzv_port=rdzv_port,
+        preemptible=preemptible,
+        ttl_seconds=ttl_seconds,
     )
 
 

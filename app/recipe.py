@@ -182,8 +182,10 @@ def validate(recipe: Recipe) -> Recipe:
     for path in _POSITIVE:
         if (number := _value(recipe, path)) <= 0:
             raise RecipeError(f"{path} must be above 0; got {number}")
-    if not 0 < recipe.head.sample_rate <= 1:
-        raise RecipeError(f"head.sample_rate must be in (0, 1]; got {recipe.head.sample_rate}")
+    if not 0 <= recipe.head.sample_rate <= 1:
+        raise RecipeError(
+            f"head.sample_rate must be in [0, 1], 0 for the batch's own classes only; got {recipe.head.sample_rate}"
+        )
     if not 0 <= recipe.data.max_bad_share <= 1:
         raise RecipeError(f"data.max_bad_share must be in [0, 1]; got {recipe.data.max_bad_share}")
     return recipe

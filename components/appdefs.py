@@ -8,10 +8,13 @@ from torchx import specs
 from torchx.specs import macros
 
 from components.hardware import HardwareProfile, load_profile
-from components.overlays import overlay_pod
+from components.overlays import mark_preemptible, overlay_job, overlay_pod
+from components.recipes import gradient_accumulation, known_recipe
 
 PYTHON = "python"
 _NODES = re.compile(r"(\d+)(?::(\d+))?")
+_WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
+TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
 _FIELD_PATH = "[FIELD_PATH]"  # TorchX's mark for the downward API
 
 
@@ -53,9 +56,13 @@ def train_app(
     service_account: str,
     max_restarts: int,
     rdzv_port: int,
+    preemptible: bool,
+    ttl_seconds: int,
 ) -> specs.AppDef:
     """A rendezvous process and elastic trainers; see ``arcface_dist``."""
     least, most = parse_nodes(nnodes)
+    check_image(image)
+    known_recipe(recipe)
     profile = load_profile(hardware)
     processes = nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
@@ -66,6 +73,7 @@ def train_app(
         entrypoint=PYTHON,
         args=["-m", "app.elastic.rendezvous", "--port", str(rdzv_port), "--rdzv-id", macros.app_id],
         num_replicas=1,
+        env=dict(_WRITABLE_HOME),
         resource=specs.Resource(cpu=1, gpu=0, memMB=1024),
         port_map={"rdzv": rdzv_port},
     )
@@ -80,9 +88,10 @@ def train_app(
             *("--", "--recipe", recipe, "--name", run_name),
             *(("--data.url", data) if data else ()),
             *(("--output.url", output) if output else ()),
+            *logical_workers(app_args, recipe, most * processes),
             *app_args,
         ],
-        env={**profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
+        env={**_WRITABLE_HOME, **profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
         num_replicas=most,
         min_replicas=least if least < most else None,
         resource=_resource(profile, cpu, mem_mb),
@@ -94,7 +103,7 @@ def train_app(
         profile=None,
         grace_seconds=30,
         shm_mb=64,
-        restart_policy="OnFailure",
+        restart_policy="Never",
     )
     overlay_pod(
         trainer,
@@ -106,6 +115,9 @@ def train_app(
         restart_policy="OnFailure",
         spread=True,
     )
+    overlay_job(rendezvous, least_pods=1 + least, ttl_seconds=ttl_seconds)
+    if preemptible:
+        mark_preemptible(trainer)  # not the rendezvous: losing it would restart all trainers
     return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
 
 
@@ -128,6 +140,7 @@ def verify_app(
     """One process on one device; see ``arcface_verify``."""
     if not model or not sets:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
+    check_image(image)
     profile = load_profile(hardware).with_devices(1)
     role = specs.Role(
         name="verify",
@@ -140,7 +153,7 @@ def verify_app(
             *(("--floor", str(floor)) if floor else ()),
             *app_args,
         ],
-        env={**profile.env, **env},
+        env={**_WRITABLE_HOME, **profile.env, **env},
         resource=_resource(profile, cpu, mem_mb),
     )
     return _single_role_app("verify-" + model.rstrip("/").rsplit("/", 1)[-1], role, secret, service_account, profile)
@@ -161,13 +174,14 @@ def prepare_app(
     """One process without a device; see ``arcface_prepare``."""
     if not output:
         raise ComponentError("arcface_prepare needs --output (URL of the dataset's folder)")
+    check_image(image)
     profile = load_profile("cpu")
     role = specs.Role(
         name="prepare",
         image=image,
         entrypoint=PYTHON,
         args=["-m", "app.prepare", kind, "--output", output, *app_args],
-        env=dict(env),
+        env={**_WRITABLE_HOME, **env},
         resource=_resource(profile, cpu, mem_mb),
     )
     return _single_role_app(f"prepare-{kind}", role, secret, service_account, profile)
@@ -185,6 +199,7 @@ def _single_role_app(
         shm_mb=profile.shm_mb,
         restart_policy="Never",
     )
+    overlay_job(role, least_pods=1, ttl_seconds=TTL_SECONDS)
     return specs.AppDef(name=job_name(name), roles=[role])
 
 
@@ -197,3 +212,43 @@ def job_name(text: str) -> str:
 def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource:
     devices = {profile.resource: profile.devices} if profile.resource else {}
     return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
+
+
+def check_image(image: str) -> None:
+    """Refuse an image that is not set or moves under a running job.
+
+    Raises:
+        ComponentError: it is empty or of the tag latest.
+    """
+    if not image:
+        raise ComponentError("no image: pass --image, or set it in .torchxconfig under [component:components.py:...]")
+    tag = image.rsplit("/", 1)[-1].partition(":")[2]
+    if "@sha256:" not in image and tag == "latest":
+        raise ComponentError(
+            f"image {image!r}: a tag that moves gives nodes different code; name a version or a digest"
+        )
+
+
+def logical_workers(app_args: list[str], recipe: str, most: int) -> list[str]:
+    """The option that fixes the number of logical workers: enough for the largest world, unless the user chose.
+
+    Raises:
+        ComponentError: the user chose fewer than the largest world has processes.
+    """
+    chosen = option_value(app_args, "train.logical-workers")
+    if chosen is None:
+        accumulation = option_value(app_args, "train.gradient-accumulation")
+        return ["--train.logical-workers", str(most * int(accumulation or gradient_accumulation(recipe)))]
+    if int(chosen) < most:
+        raise ComponentError(f"--train.logical-workers {chosen} cannot feed {most} processes: each needs one")
+    return []
+
+
+def option_value(app_args: list[str], name: str) -> str | None:
+    """The last value of an app option, in any of the spellings the app takes."""
+    value = None
+    for position, word in enumerate(app_args):
+        key, equals, rest = word.removeprefix("--").partition("=")
+        if word.startswith("--") and key.replace("_", "-") == name:
+            value = rest if equals else (app_args[position + 1] if position + 1 < len(app_args) else None)
+    return value

@@ -29,6 +29,11 @@ _POD_SECURITY = {
     "fsGroup": USER_ID,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+# The role's pod decides how the job ends.
+_VERDICT_POLICIES = [
+    {"event": "TaskCompleted", "action": "CompleteJob"},
+    {"event": "PodFailed", "action": "TerminateJob"},
+]
 
 
 def overlay_pod(
@@ -49,6 +54,7 @@ def overlay_pod(
         profile: of the node, or None for a pod that runs anywhere.
         spread: prefer nodes of their own for the replicas of this role.
     """
+    host_paths = profile.host_paths if profile is not None else ()
     # fmt: off
     spec: dict[str, Any] = {
         "restartPolicy": restart_policy,
@@ -61,11 +67,19 @@ def overlay_pod(
             "image": role.image,
             "securityContext": _CONTAINER_SECURITY,
             "workingDir": "/tmp",
+            # A list in a joined container replaces TorchX's, so its /dev/shm stands here again.
+            "volumeMounts": [
+                {"name": "dshm", "mountPath": "/dev/shm"},
+                {"name": "tmp", "mountPath": "/tmp"},
+                *({"name": f"host-{number}", "mountPath": path, "readOnly": True}
+                  for number, path in enumerate(host_paths)),
+            ],
             **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
         }],
         PUT("volumes"): [
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}},
-            {"name": "tmp", "emptyDir": {}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}},
+            *({"name": f"host-{number}", "hostPath": {"path": path}} for number, path in enumerate(host_paths)),
         ],
     }
     # fmt: on
@@ -88,3 +102,23 @@ def overlay_pod(
         ]
     set_overlay(role, "kubernetes", "V1Pod", {"metadata": metadata, "spec": spec})
     return role
+
+
+def overlay_job(deciding: specs.Role, *, least_pods: int, ttl_seconds: int) -> None:
+    """What makes the Volcano job elastic; read by the scheduler extension in ``torchx_plugins``.
+
+    The job starts when ``least_pods`` fit, and ends with the pod of the ``deciding`` role: complete when that succeeds,
+    even if other pods are still pending, failed when that fails. All other pods restart in place.
+    """
+    job: dict[str, Any] = {
+        "metadata": {"labels": {"app.kubernetes.io/part-of": "arcface"}},
+        "spec": {"minAvailable": least_pods, "ttlSecondsAfterFinished": ttl_seconds},
+    }
+    set_overlay(deciding, "volcano", "Job", job)
+    set_overlay(deciding, "volcano", "Task", {"policies": _VERDICT_POLICIES})
+
+
+def mark_preemptible(role: specs.Role) -> None:
+    """Let Volcano take the role's pods away for a queue with a better claim."""
+    annotations = {"metadata": {"annotations": {"volcano.sh/preemptable": "true"}}}
+    set_overlay(role, "kubernetes", "V1Pod", annotations)

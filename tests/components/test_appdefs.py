@@ -1,0 +1,173 @@
+"""The components: TorchX's own linter, golden manifests, what arguments turn into, and what is refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torchx.components.component_test_base import ComponentTestCase
+from torchx.schedulers.kubernetes_scheduler import Opts
+from torchx.specs import AppDef
+from torchx.specs.finder import get_component
+
+from tests.components.api_server import problems_of_job
+from tests.jobs import ROOT
+from torchx_plugins.schedulers.elastic_kubernetes import create_scheduler
+
+FILE = str(ROOT / "components.py")
+GOLDEN = Path(__file__).parent / "golden"
+MODULE = types.SimpleNamespace(__file__=FILE)
+IMAGE = "registry.example/arcface:1.0"
+
+
+def build(name: str, *args: str, **options: Any) -> AppDef:
+    app: AppDef = get_component(f"{FILE}:{name}").fn(*args, image=IMAGE, **options)
+    return app
+
+
+def manifest(app: AppDef) -> str:
+    """The Volcano job as YAML, with what is random in it replaced."""
+    scheduler = create_scheduler("test")
+    info = scheduler.submit_dryrun(
+        app, Opts(queue="training", namespace="faces", validate_spec=False, reserved_millicpu=0, reserved_memmb=0)
+    )
+    text = str(info)
+    unique = re.search(r"^  name: (\S+)$", text, re.M)
+    assert unique is not None
+    text = text.replace(unique[1], f"{app.name}-UNIQUE")
+    text = re.sub(r"(name: TORCHX_INTERNAL_SESSION_ID\n\s+value:) \S+", r"\1 SESSION", text)
+    return re.sub(r"(torchx.pytorch.org/version:) \S+", r"\1 VERSION", text)
+
+
+PROFILES = ["ascend-910", "ascend-910b", "ascend-a3", "ascend-910b-host", "nvidia", "cpu"]
+
+
+def cases() -> dict[str, Any]:
+    places = {"data": "s3://faces/glint360k", "output": "s3://runs", "recipe": "glint360k_r100"}
+    found: dict[str, Any] = {}
+    for profile in PROFILES:
+        found[f"dist-{profile}-4"] = ("arcface_dist", {"nnodes": "4", "hardware": profile, **places})
+    found["dist-ascend-910b-elastic"] = (
+        "arcface_dist",
+        {"nnodes": "2:4", "hardware": "ascend-910b", "preemptible": True, **places},
+    )
+    found["dist-ascend-910b-1-device"] = (
+        "arcface_dist",
+        {"nnodes": "1", "nproc_per_node": 1, "hardware": "ascend-910b", **places},
+    )
+    model = {"model": "s3://runs/glint360k_r100", "sets": "s3://faces/glint360k", "floor": 0.98}
+    found["verify-ascend-910b"] = ("arcface_verify", {"hardware": "ascend-910b", **model})
+    found["prepare-cpu"] = ("arcface_prepare", {"kind": "orl", "output": "s3://faces/orl"})
+    return found
+
+
+@pytest.mark.parametrize("case", cases())
+def test_manifests_are_the_golden_ones_and_valid(case: str) -> None:
+    name, options = cases()[case]
+    text = manifest(build(name, **options))
+    path = GOLDEN / f"{case}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(text)
+    expected = path.read_text()
+    difference = "\n".join(difflib.unified_diff(expected.splitlines(), text.splitlines(), lineterm=""))
+    assert text == expected, f"make golden renews them:\n{difference}"
+    job = yaml.safe_load(text.replace("-UNIQUE", "-unique"))
+    assert problems_of_job(job) == []
+
+
+@pytest.mark.parametrize("case", cases())
+def test_every_pod_meets_the_security_level_restricted(case: str) -> None:
+    name, options = cases()[case]
+    job = yaml.safe_load(manifest(build(name, **options)))
+    for task in job["spec"]["tasks"]:
+        spec = task["template"]["spec"]
+        host = [volume for volume in spec["volumes"] if "hostPath" in volume]
+        assert bool(host) == (case == "dist-ascend-910b-host-4" and task["name"].startswith("trainer"))
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert spec["automountServiceAccountToken"] is False
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["readOnlyRootFilesystem"] is True
+            assert set(container["resources"]["limits"]) >= {"cpu", "memory"}
+            assert not container["image"].endswith(":latest")
+
+
+class TestLinter(ComponentTestCase):
+    """What TorchX itself checks: annotations, docstrings, defaults."""
+
+    def test_arcface_dist(self) -> None:
+        self.validate(MODULE, "arcface_dist")
+
+    def test_arcface_verify(self) -> None:
+        self.validate(MODULE, "arcface_verify")
+
+    def test_arcface_prepare(self) -> None:
+        self.validate(MODULE, "arcface_prepare")
+
+
+def trainer_args(**options: Any) -> list[str]:
+    app_args = options.pop("app_args", ())
+    return build("arcface_dist", *app_args, hardware="cpu", **options).roles[1].args
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        ({"nnodes": "4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, "32"),
+        ({"nnodes": "2:4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, "32"),
+        ({"nnodes": "1", "nproc_per_node": 8, "recipe": "wf42m_pfc03_40epoch_8gpu_vit_b"}, "96"),
+        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient-accumulation=3"]}, "6"),
+        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient_accumulation", "3"]}, "6"),
+    ],
+)
+def test_logical_workers_follow_the_largest_world(options: dict[str, Any], workers: str) -> None:
+    args = trainer_args(**options)
+    assert args[args.index("--train.logical-workers") + 1] == workers
+
+
+def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
+    args = trainer_args(nnodes="1:2", recipe="orl", app_args=["--train.logical-workers", "6"])
+    assert args.count("--train.logical-workers") == 1
+    with pytest.raises(ValueError, match=r"--train\.logical-workers 3 cannot feed 4 processes"):
+        trainer_args(nnodes="4", recipe="orl", app_args=["--train.logical-workers", "3"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nnodes": "four"}, "--nnodes must be N or MIN:MAX"),
+        ({"nnodes": "4:2"}, "least number must be at least 1 and not above the most"),
+        ({"nnodes": "0"}, "at least 1"),
+        ({"hardware": "ascend-910c"}, "unknown hardware 'ascend-910c': did you mean"),
+        ({"recipe": "glint360k_r10"}, "unknown recipe 'glint360k_r10': did you mean 'glint360k_r100'"),
+        ({"image": ""}, "no image: pass --image, or set it in .torchxconfig"),
+        ({"image": "registry.example/arcface:latest"}, "a tag that moves"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    good = {"nnodes": "2", "hardware": "cpu", "recipe": "orl", "image": IMAGE}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        get_component(f"{FILE}:arcface_dist").fn(**(good | options))
+
+
+def test_the_callers_environment_is_not_changed() -> None:
+    env = {"A": "1"}
+    app = build("arcface_dist", nnodes="1", hardware="cpu", recipe="orl", env=env)
+    assert env == {"A": "1"}
+    assert app.roles[1].env["A"] == "1"
+
+
+@pytest.mark.parametrize("name", ["glint360k_r100", "A Name With Spaces!", "x" * 90])
+def test_job_names_leave_room_for_what_is_appended(name: str) -> None:
+    app = build("arcface_dist", nnodes="1:16", hardware="cpu", recipe="orl", name=name)
+    assert problems_of_job(yaml.safe_load(manifest(app).replace("-UNIQUE", "-" + "u" * 14))) == []

@@ -1,0 +1,167 @@
+"""The real TorchX CLI and kubernetes client against an API server over HTTP."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.components.api_server import ApiServer
+from tests.jobs import ROOT
+
+TORCHX = str(Path(sys.executable).with_name("torchx"))
+DIST = ["-s", "kubernetes", "components.py:arcface_dist"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with ApiServer(tmp_path) as running:
+        yield running
+
+
+def torchx(server: ApiServer, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TORCHX, *arguments],
+        env={**os.environ, "KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def submit(server: ApiServer, *options: str) -> str:
+    done = torchx(server, "run", *DIST, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_the_short_command_submits_a_job_that_the_server_takes(server: ApiServer) -> None:
+    handle = submit(server, "--nnodes", "4")
+    assert handle.startswith("kubernetes://torchx/default:glint360k-r100-")
+    (job,) = server.jobs()
+    assert [task["name"] for task in job["spec"]["tasks"]] == ["rdzv-0", *(f"trainer-{n}" for n in range(4))]
+    assert job["spec"]["minAvailable"] == 5
+
+
+def test_an_elastic_job_waits_for_its_least_number_only(server: ApiServer) -> None:
+    submit(server, "--nnodes", "2:4", "--preemptible", "True")
+    (job,) = server.jobs()
+    assert job["spec"]["minAvailable"] == 3
+    assert [task.get("minAvailable") for task in job["spec"]["tasks"]] == [None, 1, 1, 0, 0]
+    trainer = job["spec"]["tasks"][1]["template"]
+    assert trainer["metadata"]["annotations"]["volcano.sh/preemptable"] == "true"
+    assert "volcano.sh/preemptable" not in job["spec"]["tasks"][0]["template"]["metadata"]["annotations"]
+    command = trainer["spec"]["containers"][0]["command"]
+    assert command[command.index("--train.logical-workers") + 1] == "32"
+
+
+def test_a_dry_run_asks_the_server_and_creates_nothing(server: ApiServer) -> None:
+    done = torchx(server, "run", "--dryrun", *DIST, "--nnodes", "4")
+    assert done.returncode == 0, done.stderr
+    assert "kind: Job" in done.stdout
+    assert server.jobs() == []
+    assert any(method == "POST" and "dryRun=All" in path for method, path in server.requests)
+
+
+def test_status_log_list_cancel_and_delete_work_with_our_jobs(server: ApiServer) -> None:
+    handle = submit(server, "--nnodes", "1")
+    (job,) = server.jobs()
+    name = job["metadata"]["name"]
+    job["status"] = {
+        "state": {"phase": "Running"},
+        "taskStatusCount": {"rdzv-0": {"phase": {"Running": 1}}, "trainer-0": {"phase": {"Running": 1}}},
+    }
+    pod = f"{name}-trainer-0-0"
+    spec = {"containers": [{"name": "trainer-0"}]}
+    server.put(f"/api/v1/namespaces/default/pods/{pod}", {"metadata": {"name": pod}, "spec": spec, "status": {}})
+    server.logs[pod] = "2026-01-01T00:00:00Z ███ 10% 100 img/s\n"
+    status = torchx(server, "status", handle)
+    assert "RUNNING" in status.stdout
+    assert "trainer" in status.stdout
+    assert "100 img/s" in torchx(server, "log", f"{handle}/trainer/0").stdout
+    listed = torchx(server, "list", "-s", "kubernetes")
+    assert name in listed.stdout
+    assert torchx(server, "cancel", handle).returncode == 0
+    assert server.jobs()[0]["status"]["state"]["phase"] == "Aborted"
+    assert torchx(server, "delete", handle).returncode == 0
+    assert server.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ((401, "Unauthorized"), "it does not know you: your kubeconfig's credentials have run out"),
+        ((403, 'jobs is forbidden: User "x" cannot create'), "you may not do this in namespace 'default': jobs is"),
+        ((404, "the server could not find the requested resource"), "is Volcano installed?"),
+        ((409, "jobs already exists"), "there is such a job already"),
+        ((422, "spec.tasks[0].template: Invalid value"), "it refuses the job: spec.tasks[0].template: Invalid value"),
+        ((500, "etcdserver: leader changed"), "it failed with 500 Internal Server Error: etcdserver: leader changed"),
+    ],
+)
+def test_what_the_api_server_refuses_is_said_in_words(
+    server: ApiServer, failure: tuple[int, str], message: str
+) -> None:
+    server.failures["POST", "/jobs"] = failure
+    done = torchx(server, "run", *DIST, "--nnodes", "4")
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert server.jobs() == []
+
+
+def test_an_unreachable_server_is_told(server: ApiServer) -> None:
+    text = server.kubeconfig.read_text().replace(server.url, "http://127.0.0.1:9")
+    server.kubeconfig.write_text(text)
+    done = torchx(server, "run", *DIST, "--nnodes", "4")
+    assert done.returncode != 0
+    assert "the API server http://127.0.0.1:9 does not answer" in done.stderr + done.stdout
+
+
+def test_no_kubeconfig_is_told(server: ApiServer) -> None:
+    server.kubeconfig.unlink()
+    done = torchx(server, "run", *DIST, "--nnodes", "4")
+    assert done.returncode != 0
+    assert "no Kubernetes cluster is configured: set KUBECONFIG" in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("/api/v1/namespaces/default", "namespace 'default' does not exist"),
+        ("/apis/scheduling.volcano.sh/v1beta1/queues/default", "queue 'default' does not exist, or Volcano is not"),
+        ("/api/v1/namespaces/default/secrets/arcface-s3", "Secret 'arcface-s3' does not exist in namespace 'default'"),
+    ],
+)
+def test_what_is_missing_in_the_cluster_shows_before_submission(server: ApiServer, missing: str, message: str) -> None:
+    del server.objects[missing]
+    done = torchx(server, "run", *DIST, "--nnodes", "4")
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert not any(method == "POST" for method, _ in server.requests)
+
+
+def test_a_closed_queue_is_told(server: ApiServer) -> None:
+    server.put("/apis/scheduling.volcano.sh/v1beta1/queues/default", {"status": {"state": "Closed"}})
+    done = torchx(server, "run", *DIST, "--nnodes", "4")
+    assert "queue 'default' is closed" in done.stderr + done.stdout
+
+
+def test_a_submitter_who_may_not_look_may_still_submit(server: ApiServer) -> None:
+    for part in ("/queues/", "/secrets/", "/namespaces/default?"):
+        server.failures["GET", part] = (403, "forbidden")
+    submit(server, "--nnodes", "4")
+    assert len(server.jobs()) == 1
+
+
+def test_no_secret_value_is_in_a_manifest(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "my-very-secret-key")
+    submit(server, "--nnodes", "2")
+    assert "my-very-secret-key" not in str(server.jobs())
+    container: dict[str, Any] = server.jobs()[0]["spec"]["tasks"][1]["template"]["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": "arcface-s3"}}]
