@@ -26,7 +26,7 @@ MODULE = types.SimpleNamespace(__file__=FILE)
 IMAGE = "registry.example/arcface:1.0"
 
 
-def build(name: str, *args: str, **options: Any) -> AppDef:
+def build(name: str, /, *args: str, **options: Any) -> AppDef:
     app: AppDef = get_component(f"{FILE}:{name}").fn(*args, image=IMAGE, **options)
     return app
 

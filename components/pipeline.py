@@ -1,0 +1,154 @@
+"""Trains, waits, verifies: ``python -m components.pipeline --nnodes 4 --floor 0.98``.
+
+Runs ``arcface_dist``, and when that has succeeded ``arcface_verify`` on its run folder; prints the accuracy table. Ends
+with 0 when every accuracy reached the floor, with 1 when a job failed, with 3 when the verification job did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchx.runner import Runner, config, get_runner
+from torchx.runner.config import load_sections
+from torchx.specs import AppState, AppStatus, CfgVal
+
+FILE = "components.py"
+EXIT_TRAINING_FAILED, EXIT_VERIFICATION_FAILED = 1, 3
+
+
+def main(arguments: list[str]) -> int:
+    """Run both jobs; returns the exit code."""
+    options = parse(arguments)
+    try:
+        return run(options)
+    except ValueError as error:  # what components and schedulers refuse
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_TRAINING_FAILED
+
+
+def run(options: argparse.Namespace) -> int:
+    """Submit, wait, verify."""
+    defaults = load_sections(prefix="component")
+    with get_runner(component_defaults=defaults) as runner:
+        cfg = scheduler_options(runner, options)
+        trained = run_job(runner, "arcface_dist", train_arguments(options), options, cfg, role="trainer")
+        if trained.state != AppState.SUCCEEDED:
+            print(f"error: training ended {trained.state.name}: {trained.msg or 'see its log'}", file=sys.stderr)
+            return EXIT_TRAINING_FAILED
+        verify = verify_arguments(options, defaults)
+        verified = run_job(runner, "arcface_verify", verify, options, cfg, role="verify")
+    if verified.state != AppState.SUCCEEDED:
+        print(f"error: verification ended {verified.state.name}: below the floor, or see its log", file=sys.stderr)
+        return EXIT_VERIFICATION_FAILED
+    return 0
+
+
+def run_job(
+    runner: Runner,
+    component: str,
+    arguments: list[str],
+    options: argparse.Namespace,
+    cfg: dict[str, CfgVal],
+    *,
+    role: str,
+) -> AppStatus:
+    """Submit a component, show its first replica's log, wait for its end; Ctrl-C cancels it."""
+    handle = runner.run_component(f"{FILE}:{component}", arguments, options.scheduler, cfg=cfg)
+    print(f"{component}: {handle}", flush=True)
+    with _showing_log(runner, handle, role):
+        try:
+            status = runner.wait(handle, wait_interval=options.poll_seconds)
+        except KeyboardInterrupt:
+            runner.cancel(handle)
+            raise
+    if status is None:
+        raise ValueError(f"{handle} is gone: somebody deleted it")
+    return status
+
+
+@contextmanager
+def _showing_log(runner: Runner, handle: str, role: str) -> Iterator[None]:
+    """Print the log of a role's first replica as it comes."""
+
+    def show() -> None:
+        while not done.is_set():
+            try:
+                for line in runner.log_lines(handle, role, 0, should_tail=True):
+                    print(line.rstrip("\n"), flush=True)
+                return
+            except Exception:
+                # The pod is not there yet; the job's state tells when it never will be.
+                done.wait(2)
+
+    done = threading.Event()
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def train_arguments(options: argparse.Namespace) -> list[str]:
+    """Command line of ``arcface_dist``; what is not given is left to its defaults and ``.torchxconfig``."""
+    names = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
+    given = [(name, getattr(options, name)) for name in names if getattr(options, name)]
+    app = ["--", *options.app_args] if options.app_args else []
+    return [word for name, value in given for word in (f"--{name}", str(value))] + app
+
+
+def verify_arguments(options: argparse.Namespace, defaults: dict[str, dict[str, str]]) -> list[str]:
+    """Command line of ``arcface_verify`` on the run that was just trained."""
+    dist = defaults.get(f"{FILE}:arcface_dist", {})
+    output = options.output or dist.get("output", "runs")
+    recipe = options.recipe or dist.get("recipe", "glint360k_r100")
+    name = options.name or dist.get("name") or recipe.rsplit("/", 1)[-1].removesuffix(".toml")
+    given = {
+        "model": f"{output.rstrip('/')}/{name}",
+        "sets": options.sets or options.data or dist.get("data", ""),
+        "floor": str(options.floor),
+        "hardware": options.hardware,
+        "image": options.image,
+    }
+    return [word for key, value in given.items() if value for word in (f"--{key}", value)]
+
+
+def scheduler_options(runner: Runner, options: argparse.Namespace) -> dict[str, CfgVal]:
+    """``-cfg`` over what ``.torchxconfig`` says, as ``torchx run`` does it."""
+    cfg: dict[str, CfgVal] = dict(runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.cfg))
+    config.apply(options.scheduler, cfg)
+    return cfg
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "components.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-s", "--scheduler", default="kubernetes")
+    parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
+    parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")
+    parser.add_argument("--sets", default="", help="URL of the verification sets; default: the dataset's folder")
+    for name in ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port"):
+        parser.add_argument(f"--{name}", default="", help="as of arcface_dist")
+    parser.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at the jobs' state")
+    own, app_args = arguments, []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        own, app_args = arguments[:cut], arguments[cut + 1 :]
+    options = parser.parse_args(own)
+    options.app_args = app_args
+    return options
+
+
+if __name__ == "__main__":
+    # TorchX finds components.py and .torchxconfig in the working directory.
+    if not Path(FILE).exists():
+        sys.exit(f"error: {FILE} is not in {Path.cwd()}: run this from the repository's root")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""Train, wait, verify as one command, on the local scheduler over a real store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import storage
+from app.data.bin_sets import dump_set
+from app.data.dataset import open_dataset
+from app.data.reader import RecordReader
+from demo.object_store import ObjectStore, free_port
+from tests.jobs import ROOT, SMALL, environment, write_faces
+
+pytestmark = [pytest.mark.slow]
+
+
+def pipeline(store: ObjectStore, folder: Path, data: str, *options: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    small = [word for word in SMALL if word not in ("--recipe", "orl")]
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "components.pipeline", "-s", "local_cwd"),
+            *("-cfg", f"log_dir={folder},prepend_cwd=False", "--poll-seconds", "1", "--nnodes", "2"),
+            *("--hardware", "cpu", "--recipe", "orl", "--data", data, "--output", f"{data}/runs"),
+            *("--rdzv_port", str(free_port()), *options, "--", *small, "--train.epochs", "6"),
+        ],
+        env={**environment(), **store.environment, "PATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.fixture
+def data(bucket_url: str) -> str:
+    """Ten classes to train on, and pairs of the same images as a set."""
+    write_faces(bucket_url)
+    dataset = open_dataset(bucket_url)
+    reader = RecordReader(dataset)
+    images = [reader.parse(p, record)[1] for p, record in enumerate(reader.read(range(len(dataset))))]
+    pairs, issame = [], []
+    for number in range(0, 100, 2):
+        pairs += [images[number], images[number + 1], images[number], images[(number + 60) % 120]]
+        issame += [number // 12 == (number + 1) // 12, False]
+    storage.write_bytes(storage.join(bucket_url, "small.bin"), dump_set(pairs, issame))
+    return bucket_url
+
+
+def test_both_jobs_run_and_the_floor_decides(object_store: ObjectStore, data: str, tmp_path: Path) -> None:
+    done = pipeline(object_store, tmp_path, data, "--floor", "0.6")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Accuracy-Flip" in done.stdout
+    report = json.loads(storage.read_bytes(f"{data}/runs/orl/verification/report.json"))
+    assert report["sets"]["small"]["accuracy"] > 0.6
+    # Training is finished already: the second run only verifies, against a floor that nothing reaches.
+    failed = pipeline(object_store, tmp_path, data, "--floor", "1.1")
+    assert failed.returncode == 3, failed.stdout[-3000:] + failed.stderr[-3000:]
+    assert "is below 1.1" in failed.stdout
+
+
+def test_a_failed_training_ends_it(object_store: ObjectStore, tmp_path: Path) -> None:
+    done = pipeline(object_store, tmp_path, "s3://no-such/faces")
+    assert done.returncode == 1
+    assert "error: training ended FAILED" in done.stderr
+
+
+def test_what_a_component_refuses_is_one_line(object_store: ObjectStore, tmp_path: Path) -> None:
+    done = pipeline(object_store, tmp_path, "s3://test/x", "--nnodes", "four")
+    assert done.returncode == 1
+    assert "error: --nnodes must be N or MIN:MAX" in done.stderr
+    assert "Traceback" not in done.stderr
