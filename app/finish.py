@@ -10,6 +10,7 @@ import torch
 
 from app import storage
 from app.loop import Loop
+from app.observe.tracking import track_run
 from app.run_folder import run_url, save_model
 
 
@@ -27,6 +28,8 @@ def finish_run(loop: Loop) -> None:
         storage.write_bytes(storage.join(url, "summary.json"), json.dumps(summary, indent=1).encode())
         table = format_summary(summary)
         storage.write_bytes(storage.join(url, "summary.md"), table.encode())
+        artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}
+        track_run({**summary, "run_url": url}, artifacts)
         loop.progress.say(f"\n{table}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 
 from app.errors import AppError, run_main
+from app.selfcheck import quick_checks
 
 
 class LaunchError(AppError):
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     options = parse(own)
     host = os.environ.get(options.rdzv_host_env, "").split(",")[0] or "localhost"
     wait_for_name(host, options.dns_timeout)
+    check_node(options.nproc_per_node, app_arguments)
     endpoint = f"{host}:{options.rdzv_port}"
     # Processes that torchrun starts find the meeting point here, to say when training is done.
     os.environ["ARCFACE_RDZV_ENDPOINT"] = endpoint
@@ -32,6 +34,19 @@ def main(arguments: list[str]) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     command = torchrun_command(options, endpoint, app_arguments)
     os.execv(command[0], command)
+
+
+def check_node(processes: int, app_arguments: list[str]) -> None:
+    """Ask the quick questions of ``app.selfcheck`` before processes start.
+
+    Raises:
+        AppError: the node lacks something; the first that was found.
+    """
+    output = ""
+    if "--output.url" in app_arguments[:-1]:
+        output = app_arguments[app_arguments.index("--output.url") + 1]
+    for name, check in quick_checks(processes, output).items():
+        print(f"node check: {name}: {check()}", flush=True)
 
 
 def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: list[str]) -> list[str]:
