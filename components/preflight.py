@@ -1,0 +1,131 @@
+"""Asks before anything is submitted: ``python -m components.preflight -- --nnodes 4 …`` (arguments of arcface_dist).
+
+Builds the job as ``torchx run`` would, looks into the bucket with the credentials of this shell, and lets the cluster
+validate the job without creating it. A line each; ends with 1 when something would fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import fsspec
+from torchx.runner import config, get_runner
+from torchx.runner.config import load_sections
+from torchx.specs import AppDef, CfgVal
+from torchx.specs.builders import materialize_appdef
+from torchx.specs.finder import get_component
+
+FILE = "components.py"
+
+
+class Skipped(Exception):
+    """A question that cannot be asked from here."""
+
+
+def build(arguments: list[str]) -> AppDef:
+    """The job, from the arguments and ``.torchxconfig``; refuses as the component does."""
+    component = get_component(f"{FILE}:arcface_dist")
+    defaults = load_sections(prefix="component").get(f"{FILE}:arcface_dist", {})
+    return materialize_appdef(component.fn, arguments, defaults)
+
+
+def option(app: AppDef, name: str) -> str:
+    """An option of the trainers' command line, or empty."""
+    args = app.roles[-1].args
+    return args[args.index(name) + 1] if name in args[:-1] else ""
+
+
+def check_dataset(app: AppDef) -> str:
+    """``train.rec`` and ``train.idx`` are there and readable.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    url = option(app, "--data.url")
+    if not url:
+        raise ValueError("no dataset: pass --data, or set it in .torchxconfig")
+    filesystem, path = _open(url)
+    for name in ("train.rec", "train.idx"):
+        try:
+            size = int(filesystem.info(f"{path.rstrip('/')}/{name}")["size"])
+        except Exception as error:
+            raise ValueError(f"{url}/{name} cannot be read ({type(error).__name__}): check URL and keys") from error
+        if size == 0:
+            raise ValueError(f"{url}/{name} is empty: upload it again")
+    return f"{url} is readable"
+
+
+def check_output(app: AppDef) -> str:
+    """The output's bucket can be listed.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    url = option(app, "--output.url")
+    if not url:
+        raise ValueError("no output: pass --output, or set it in .torchxconfig")
+    filesystem, path = _open(url)
+    bucket = path.split("/", 1)[0] if "://" in url and not url.startswith("file:") else os.path.dirname(path) or "/"
+    try:
+        filesystem.ls(bucket, detail=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{url}: {bucket} does not exist: create it") from error
+    except Exception as error:
+        raise ValueError(f"{url}: {bucket} cannot be listed ({type(error).__name__}): check keys") from error
+    return f"{url} can be reached"
+
+
+def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if url.startswith("s3://") and not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
+        raise Skipped("no AWS_ACCESS_KEY_ID or AWS_PROFILE in this shell; the pods' Secret cannot be tried from here")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if url.startswith("s3://") else ""
+    filesystem, path = fsspec.core.url_to_fs(url, **({"endpoint_url": endpoint} if endpoint else {}))
+    return filesystem, str(path)
+
+
+def check_cluster(app: AppDef, scheduler: str, cfg_text: str) -> str:
+    """The scheduler takes the job (a dry run at the API server, with queue and Secret)."""
+    with get_runner() as runner:
+        cfg: dict[str, CfgVal] = dict(runner.scheduler_run_opts(scheduler).cfg_from_str(cfg_text))
+        config.apply(scheduler, cfg)
+        runner.dryrun(app, scheduler, cfg=cfg)
+    return f"{scheduler} takes the job"
+
+
+def main(arguments: list[str]) -> int:
+    """Ask everything; returns 1 when something would fail."""
+    parser = argparse.ArgumentParser(
+        "components.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-s", "--scheduler", default="kubernetes")
+    parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:cut])
+    try:
+        app = build(arguments[cut + 1 :])
+    except ValueError as error:
+        print(f"failed  arguments: {error}")
+        return 1
+    print(f"ok      arguments: {' + '.join(f'{role.num_replicas} x {role.name}' for role in app.roles)}")
+    questions: dict[str, Callable[[], str]] = {
+        "dataset": lambda: check_dataset(app),
+        "output": lambda: check_output(app),
+        "cluster": lambda: check_cluster(app, options.scheduler, options.cfg),
+    }
+    failed = 0
+    for name, ask in questions.items():
+        try:
+            print(f"ok      {name}: {ask()}")
+        except Skipped as reason:
+            print(f"skipped {name}: {reason}")
+        except ValueError as error:
+            failed += 1
+            print(f"failed  {name}: {error}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
