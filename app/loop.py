@@ -19,6 +19,7 @@ from app.data.loader import Batch, Loader
 from app.elastic.signals import StopRequest
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
+from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Speed, format_duration
 from app.recipe import Recipe
 from app.run_folder import run_url
@@ -57,6 +58,7 @@ class Loop:
         self.start_at(self.step)
         self.global_batch = train.batch_size * self.trainer.plan.logical_workers
         self.progress = Progress(self.total_steps, enabled=self.world.rank == 0)
+        self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
         self._speed = Speed()
         self._rates: list[float] = []
         self._last_checkpoint = time.monotonic()
@@ -132,6 +134,7 @@ class Loop:
             self.progress.say(f"{head}XNorm: {result.xnorm:.6f}")
             self.progress.say(f"{head}Accuracy-Flip: {metrics.accuracy:.5f}+-{metrics.accuracy_std:.5f}")
             self.progress.say(f"{head}Accuracy-Highest: {self.highest[pairs.name]:.5f}")
+            self.metrics.accuracy.labels(pairs.name).set(metrics.accuracy)
             self.events.add(f"verification/{pairs.name}", self.step, **result.summary())
         self.trainer.backbone.train()
         self._speed.restart()
@@ -185,10 +188,18 @@ class Loop:
             world_size=self.world.size,
             bad_records=self.loader.bad_records,
         )
+        self.metrics.step.set(self.step)
+        self.metrics.loss.set(result.loss)
+        self.metrics.learning_rate.set(lr)
+        self.metrics.images_per_second.set(rate)
+        self.metrics.data_wait_share.set(speed.data_wait_share)
+        self.metrics.world_size.set(self.world.size)
+        self.metrics.bad_records.set(self.loader.bad_records)
         speed.restart()
 
     def _commit(self) -> None:
         manifest = self.checkpoints.finish_save()
+        self.metrics.last_checkpoint.set_to_current_time()
         self.events.add("checkpoint", manifest.step, bytes=sum(item.size for item in manifest.objects))
         self.events.flush()
 

@@ -123,6 +123,7 @@ class OutputConfig:
 
     url: str = "runs"
     tensorboard: bool = True
+    prometheus_port: int = 0  # rank 0 serves /metrics there; 0: no endpoint
 
 
 @dataclass(frozen=True)

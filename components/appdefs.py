@@ -14,6 +14,7 @@ from components.recipes import gradient_accumulation, known_recipe
 PYTHON = "python"
 _NODES = re.compile(r"(\d+)(?::(\d+))?")
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
+METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
 _FIELD_PATH = "[FIELD_PATH]"  # TorchX's mark for the downward API
 
@@ -85,7 +86,7 @@ def train_app(
             *("-m", "app.elastic.launch", "--nnodes", nnodes, "--nproc-per-node", str(processes)),
             *("--rdzv-id", macros.app_id, "--rdzv-host-env", macros.rank0_env, "--rdzv-port", str(rdzv_port)),
             *("--max-restarts", str(max_restarts)),
-            *("--", "--recipe", recipe, "--name", run_name),
+            *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", recipe, "--name", run_name),
             *(("--data.url", data) if data else ()),
             *(("--output.url", output) if output else ()),
             *logical_workers(app_args, recipe, most * processes),
@@ -93,6 +94,7 @@ def train_app(
         ],
         env={**_WRITABLE_HOME, **profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
         num_replicas=most,
+        port_map={"metrics": METRICS_PORT},
         min_replicas=least if least < most else None,
         resource=_resource(profile, cpu, mem_mb),
     )

@@ -1,0 +1,41 @@
+"""The metrics endpoint: scraped over HTTP, with the names that the dashboard uses."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.observe.metrics import Metrics
+from demo.object_store import free_port
+
+DASHBOARD = Path(__file__).resolve().parent.parent / "k8s" / "chart" / "files" / "dashboard.json"
+
+
+def test_what_is_served_is_what_the_dashboard_asks_for() -> None:
+    port = free_port()
+    metrics = Metrics(port)
+    metrics.step.set(7)
+    metrics.accuracy.labels("lfw").set(0.99)
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    served = {family.name: family for family in text_string_to_metric_families(text)}
+    assert served["arcface_step"].samples[0].value == 7
+    asked = {
+        name
+        for panel in json.loads(DASHBOARD.read_text())["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"arcface_\w+", target["expr"])
+    }
+    assert len(asked) >= 9
+    assert asked <= set(served)
+
+
+def test_a_port_in_use_is_a_warning() -> None:
+    port = free_port()
+    Metrics(port)
+    with pytest.warns(UserWarning, match="metrics are not served"):
+        Metrics(port)
