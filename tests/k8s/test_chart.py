@@ -1,0 +1,198 @@
+"""The chart through a real Helm engine, and all of k8s/: valid, locked down, in step with its sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart
+
+from scripts.render_k8s import main as render_all
+from tests.components.api_server import KUBERNETES, problems_of_job
+from tests.jobs import ROOT
+
+K8S = ROOT / "k8s"
+ON = {"enabled": True}
+EVERYTHING: dict[str, Any] = {
+    "podMonitor": ON,
+    "dashboard": ON,
+    "jobFlow": ON,
+    "reverify": {**ON, "model": "s3://runs/x", "sets": "s3://faces/x", "floor": 0.98},
+    "seaweedfs": ON,
+    "queue": {"capability": {"huawei.com/Ascend910": 32}},
+    "submitters": {"subjects": [{"kind": "Group", "name": "faces-team", "apiGroup": "rbac.authorization.k8s.io"}]},
+    "workers": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
+}
+EXTERNAL: dict[str, Any] = {"s3": {"externalSecret": {**ON, "store": "vault"}}}
+BARE: dict[str, Any] = {
+    "namespace": {"create": False},
+    "queue": {"create": False},
+    "priorityClasses": {"create": False},
+    "networkPolicy": {"enabled": False},
+}
+
+
+def render(values: dict[str, Any] | None = None) -> dict[str, str]:
+    found: dict[str, str] = Chart.load(str(K8S / "chart")).render(values, name="arcface", namespace="faces")
+    return found
+
+
+def documents(values: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    texts = [text for path, text in render(values).items() if not path.endswith("NOTES.txt")]
+    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def checked_in() -> list[tuple[str, dict[str, Any]]]:
+    paths = sorted([*(K8S / "manifests").glob("*.yaml"), *(K8S / "jobs").glob("*.yaml")])
+    return [
+        (p.name, d) for p in paths if p.name != "kustomization.yaml" for d in yaml.safe_load_all(p.read_text()) if d
+    ]
+
+
+def pod_specs(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every pod spec inside a document, wherever it stands."""
+    found = []
+    if isinstance(document, dict):
+        if "containers" in document:
+            found.append(document)
+        for value in document.values():
+            found += pod_specs(value)
+    elif isinstance(document, list):
+        for value in document:
+            found += pod_specs(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    "values", [None, EVERYTHING, EXTERNAL, BARE], ids=["defaults", "everything", "external", "bare"]
+)
+def test_what_the_chart_renders_is_valid(values: dict[str, Any] | None) -> None:
+    custom = {"Queue", "PodMonitor", "ExternalSecret", "JobFlow", "JobTemplate"}
+    seen = set()
+    for document in documents(values):
+        seen.add(document["kind"])
+        if document["kind"] == "JobTemplate":
+            name = {"name": document["metadata"]["name"]}
+            job = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "metadata": name, "spec": document["spec"]}
+            assert problems_of_job(job) == []
+        elif document["kind"] not in custom:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    if values is EVERYTHING:
+        assert seen >= {
+            "Queue",
+            "PodMonitor",
+            "JobFlow",
+            "CronJob",
+            "StatefulSet",
+            "ConfigMap",
+            "Role",
+            "NetworkPolicy",
+        }
+
+
+@pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
+def test_helm_lint_has_no_warning(values: dict[str, Any] | None) -> None:
+    report = helm_python.lint(K8S / "chart", values, strict=True)
+    assert report["errors"] == []
+    assert [message for message in report["messages"] if message["severity"] >= 2] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"image": {"tag": "latest"}}, "image"),
+        ({"queue": {"weight": 0}}, "weight"),
+        ({"s3": {"cidrs": ["everywhere"]}}, "cidrs"),
+        ({"namespace": {"podSecurity": "none"}}, "podSecurity"),
+        ({"namspace": {"name": "x"}}, "namspace"),
+        ({"reverify": {"floor": 98}}, "floor"),
+        ({"seaweedfs": {"image": "chrislusf/seaweedfs:latest"}}, "seaweedfs"),
+    ],
+)
+def test_wrong_values_are_refused_with_their_path(values: dict[str, Any], where: str) -> None:
+    chart = Chart.load(str(K8S / "chart"))
+    with pytest.raises(helm_python.HelmError, match=where):
+        chart.validate_schema(chart.merge_values(values))
+
+
+def test_what_a_feature_needs_is_asked_for() -> None:
+    with pytest.raises(helm_python.HelmError, match=r"reverify\.model: the URL of a run folder is needed"):
+        render({"reverify": ON})
+    with pytest.raises(helm_python.HelmError, match=r"s3\.externalSecret\.store"):
+        render({"s3": {"externalSecret": ON}})
+
+
+def everything_that_runs() -> list[tuple[str, dict[str, Any]]]:
+    rendered = [(d["kind"], d) for d in documents(EVERYTHING)]
+    return [*rendered, *checked_in()]
+
+
+def test_every_pod_meets_the_level_restricted_and_names_a_fixed_image() -> None:
+    count = 0
+    for name, document in everything_that_runs():
+        for spec in pod_specs(document):
+            count += 1
+            assert spec["securityContext"]["runAsNonRoot"] is True, name
+            assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+            assert spec["automountServiceAccountToken"] is False, name
+            assert not any("hostPath" in volume for volume in spec["volumes"]), name
+            for container in spec["containers"]:
+                security = container["securityContext"]
+                assert security["allowPrivilegeEscalation"] is False, name
+                assert security["capabilities"]["drop"] == ["ALL"], name
+                assert security["readOnlyRootFilesystem"] is True, name
+                assert set(container["resources"]["limits"]) >= {"cpu", "memory"}, name
+                tag = container["image"].rsplit("/", 1)[-1].partition(":")[2]
+                assert tag not in ("", "latest"), name
+    assert count > 10
+
+
+def test_no_secret_value_is_written_down() -> None:
+    secrets = [document for _, document in everything_that_runs() if document["kind"] == "Secret"]
+    # Only the trial store's, whose keys are drawn when it is installed: two renderings differ.
+    assert len(secrets) == 1
+    again = next(document for document in documents(EVERYTHING) if document["kind"] == "Secret")
+    assert secrets[0]["stringData"]["AWS_SECRET_ACCESS_KEY"] != again["stringData"]["AWS_SECRET_ACCESS_KEY"]
+    for path in K8S.rglob("*"):
+        if path.is_file() and "seaweedfs" not in path.name:
+            text = path.read_text()
+            assert "AWS_SECRET_ACCESS_KEY:" not in text, path
+
+
+def test_submitters_may_do_what_torchx_asks_and_workers_nothing() -> None:
+    bindings = [d for d in documents() if d["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+    subjects = {subject["name"] for binding in bindings for subject in binding["subjects"]}
+    assert subjects == {"arcface-submitter"}
+    (role,) = [d for d in documents() if d["kind"] == "Role"]
+    allowed = {(r, verb) for rule in role["rules"] for r in rule["resources"] for verb in rule["verbs"]}
+    assert {("jobs", "create"), ("jobs", "delete"), ("jobs/status", "update"), ("pods/log", "get")} <= allowed
+    assert not any("*" in pair or "secrets" in pair for pair in allowed)
+
+
+def test_network_is_denied_by_default_and_prometheus_is_let_in() -> None:
+    policies = {d["metadata"]["name"]: d["spec"] for d in documents() if d["kind"] == "NetworkPolicy"}
+    assert policies["arcface-deny-by-default"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    (rule,) = policies["arcface-prometheus"]["ingress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": 9400}]
+
+
+def test_what_is_checked_in_is_what_its_sources_render(tmp_path: Path) -> None:
+    render_all(["--output", str(tmp_path)])
+    for folder in ("manifests", "jobs", "chart/files"):
+        for path in sorted((tmp_path / folder).iterdir()):
+            checked = K8S / folder / path.name
+            assert checked.exists(), f"{checked}: run make k8s"
+            assert checked.read_text() == path.read_text(), f"{checked} is not in step: run make k8s"
+    for folder in ("manifests", "jobs"):
+        assert {p.name for p in (K8S / folder).iterdir()} == {p.name for p in (tmp_path / folder).iterdir()}
+
+
+def test_the_jobs_for_kubectl_are_valid_volcano_jobs() -> None:
+    jobs = [document for name, document in checked_in() if document["kind"] == "Job"]
+    assert len(jobs) >= 5
+    for job in jobs:
+        assert problems_of_job(job) == []
