@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint golden k8s lock clean
+.PHONY: help install demo test test-quick lint golden k8s image audit sbom lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,22 @@ golden: install ## renew the golden manifests after a change that is meant
 
 k8s: install ## render k8s/manifests and k8s/jobs anew from the chart and the components
 	PYTHONPATH=. $(BIN)/python scripts/render_k8s.py
+
+image: ## build the cpu image without a registry, check it, train in it (root, Debian)
+	docker/build_without_registry.sh train
+
+.venv-tools/.installed:
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+audit: .venv-tools/.installed ## known vulnerabilities of what the image holds; says so when the database is out of reach
+	@.venv-tools/bin/pip-audit --disable-pip --no-deps --require-hashes --progress-spinner off -r docker/requirements.lock; \
+	code=$$?; [ $$code -le 1 ] && exit $$code || echo "not audited: the vulnerability database cannot be reached from here"
+
+sbom: .venv-tools/.installed ## what the image holds, as CycloneDX, from the lock file
+	(cat scripts/constraints.txt docker/requirements.lock) | \
+	  .venv-tools/bin/cyclonedx-py requirements --output-reproducible --of JSON -o docker/sbom.cdx.json -
 
 lock: ## resolve the dependencies anew (needs uv)
 	bash scripts/lock.sh
