@@ -22,8 +22,11 @@ class ModelConfig:
     backbone: str = "r50"  # a name of app.backbones.registry
     embedding_size: int = 512
     dropout: float = 0.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = False  # recompute stages or blocks in the backward pass
     channels_last: bool = True
+    compile: bool = False  # torch.compile
+    mask_ratio: float = -1.0  # ViT: share of tokens left out in training; -1: as the backbone's name says
+    drop_path: float = -1.0  # ViT: stochastic depth of the last block; -1: as the backbone's name says
     init: str = ""  # URL of backbone weights (state dict or model.pt) to start from
 
 

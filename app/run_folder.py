@@ -40,6 +40,10 @@ def build_model(config: ModelConfig, image_size: int) -> nn.Module:
         options["gradient_checkpointing"] = True
     if config.dropout:
         options["dropout"] = config.dropout
+    if config.mask_ratio >= 0:
+        options["mask_ratio"] = config.mask_ratio
+    if config.drop_path >= 0:
+        options["drop_path"] = config.drop_path
     return build_backbone(config.backbone, **options)
 
 

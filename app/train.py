@@ -174,6 +174,8 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
         backbone = torch.nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     if recipe.model.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.model.compile:
+        backbone.compile()
     margin = build_margin(head.margin, head.m1, head.m2, head.m3, easy_margin=head.easy_margin, gradient=head.gradient)
     config = PartialFCConfig(
         recipe.model.embedding_size,

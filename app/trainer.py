@@ -18,6 +18,7 @@ from app.elastic.batch_statistics import BatchStatistics
 from app.elastic.joinable import JoinableBackbone
 from app.elastic.plan import ElasticPlan
 from app.errors import AppError
+from app.head.class_shards import mix_seed
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, PartialFC
 from app.loss_scale import LossScale
@@ -104,7 +105,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
         loss = torch.zeros((), device=self.device.torch_device)
+        share = self.plan.share(self.world.rank)
         for turn in range(self.plan.rounds):
+            if turn < len(share):
+                # Dropout, masking and stochastic depth follow the logical worker, not the process that runs it.
+                torch.manual_seed(mix_seed(self.recipe.train.seed, number, share[turn]))
             batch = batches[turn] if turn < len(batches) else None
             last = turn == self.plan.rounds - 1
             with self._synchronized(last):

@@ -83,7 +83,7 @@ class IResNet(nn.Module):
                 x = stage(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
         with torch.autocast(x.device.type, enabled=False):
-            embeddings: Tensor = self.features(self.fc(x.float()))
+            embeddings: Tensor = self.features(self.fc(x.to(self.fc.weight.dtype)))
         return embeddings
 
 

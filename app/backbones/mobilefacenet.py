@@ -127,5 +127,5 @@ class MobileFaceNet(nn.Module):
                 x = layer(x)
         x = self.conv_sep(x)
         with torch.autocast(x.device.type, enabled=False):
-            embeddings: Tensor = self.features(x.float())
+            embeddings: Tensor = self.features(x.to(next(self.features.parameters()).dtype))
         return embeddings

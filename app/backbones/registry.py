@@ -10,6 +10,7 @@ from torch import nn
 
 from app.backbones.iresnet import IResNet
 from app.backbones.mobilefacenet import MobileFaceNet
+from app.backbones.vit import VisionTransformer
 from app.errors import AppError
 
 
@@ -27,6 +28,19 @@ _DEPTHS = {
     "r2060": (3, 128, 896, 3),
 }
 
+# Width, depth, drop path, masking, and whether the reference recomputes its blocks.
+_VITS: dict[str, tuple[int, int, float, float, bool]] = {
+    "vit_t": (256, 12, 0.1, 0.1, False),
+    "vit_t_dp005_mask0": (256, 12, 0.05, 0.0, False),
+    "vit_s": (512, 12, 0.1, 0.1, False),
+    "vit_s_dp005_mask_0": (512, 12, 0.05, 0.0, False),
+    "vit_b": (512, 24, 0.1, 0.1, True),
+    "vit_b_dp005_mask_005": (512, 24, 0.05, 0.05, True),
+    "vit_l": (768, 24, 0.1, 0.1, True),
+    "vit_l_dp005_mask_005": (768, 24, 0.05, 0.05, True),
+    "vit_h": (1024, 48, 0.1, 0.0, True),
+}
+
 _BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -34,12 +48,19 @@ def _register_all() -> None:
     for name, depths in _DEPTHS.items():
         _BACKBONES[name] = _iresnet(depths)
     _BACKBONES["r10_small"] = _iresnet((1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2)
+    for name, settings in _VITS.items():
+        _BACKBONES[name] = _vit(*settings)
     _BACKBONES["mbf"] = _mobilefacenet((1, 4, 6, 2), 2)
     _BACKBONES["mbf_large"] = _mobilefacenet((2, 8, 12, 4), 4)
 
 
 def _iresnet(depths: tuple[int, ...], **fixed: Any) -> Callable[..., nn.Module]:
     return lambda **options: IResNet(depths, **fixed, **options)
+
+
+def _vit(dim: int, depth: int, drop_path: float, mask_ratio: float, recompute: bool) -> Callable[..., nn.Module]:
+    defaults = {"drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
+    return lambda **options: VisionTransformer(dim, depth, **(defaults | options))
 
 
 def _mobilefacenet(blocks: tuple[int, ...], scale: int) -> Callable[..., nn.Module]:

@@ -44,7 +44,7 @@ def sample_classes(
             picked = positive
         else:
             # A CPU generator of its own: the same draw on every device, whatever else used random numbers.
-            generator = torch.Generator().manual_seed(_mix(seed, step, shard))
+            generator = torch.Generator().manual_seed(mix_seed(seed, step, shard))
             score = torch.rand(last - first, generator=generator)
             score[positive] = 2.0
             picked = torch.topk(score, count).indices.sort().values
@@ -53,7 +53,7 @@ def sample_classes(
     return torch.cat(chosen) if chosen else torch.empty(0, dtype=torch.int64)
 
 
-def _mix(seed: int, step: int, shard: int) -> int:
+def mix_seed(seed: int, step: int, shard: int) -> int:
     """One 63-bit seed of three numbers (odd multipliers of splitmix64)."""
     mixed = (seed + 1) * 0x9E3779B97F4A7C15 ^ (step + 1) * 0xBF58476D1CE4E5B9 ^ (shard + 1) * 0x94D049BB133111EB
     return mixed & (1 << 63) - 1
