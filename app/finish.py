@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 
 from app import storage
+from app.errors import AppError
+from app.evaluate.export_onnx import export_onnx
 from app.loop import Loop
 from app.observe.tracking import track_run
-from app.run_folder import run_url, save_model
+from app.run_folder import build_model, run_url, save_model
 
 
 def finish_run(loop: Loop) -> None:
@@ -24,6 +27,8 @@ def finish_run(loop: Loop) -> None:
     if loop.world.rank == 0:
         url = run_url(loop.recipe)
         save_model(url, loop.trainer.backbone, loop.recipe, loop.step)
+        if loop.recipe.output.onnx:
+            write_onnx(loop, url)
         summary = summarize(loop)
         storage.write_bytes(storage.join(url, "summary.json"), json.dumps(summary, indent=1).encode())
         table = format_summary(summary)
@@ -31,6 +36,22 @@ def finish_run(loop: Loop) -> None:
         artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}
         track_run({**summary, "run_url": url}, artifacts)
         loop.progress.say(f"\n{table}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
+
+
+def write_onnx(loop: Loop, url: str) -> None:
+    """Write model.onnx; a failure is said and does not lose the run."""
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
+        loop.progress.say("no model.onnx: the extra [export] is not installed")
+        return
+    # A copy on the CPU: the live model may be compiled, and its statistics are views of one buffer.
+    model = build_model(loop.recipe.model, loop.recipe.data.image_size)
+    model.load_state_dict({name: value.cpu() for name, value in loop.trainer.backbone.state_dict().items()})
+    try:
+        difference = export_onnx(storage.join(url, "model.onnx"), model, loop.recipe.data.image_size)
+    except AppError as error:
+        loop.progress.say(f"warning: {error}")
+        return
+    loop.progress.say(f"model.onnx: differs from PyTorch by at most {difference:.1e}")
 
 
 def summarize(loop: Loop) -> dict[str, Any]:

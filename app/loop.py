@@ -16,6 +16,7 @@ from app import storage
 from app.checkpoint.manager import CheckpointManager
 from app.data.bin_sets import VerificationSet
 from app.data.loader import Batch, Loader
+from app.data.synthetic import SyntheticLoader
 from app.elastic.signals import StopRequest
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
@@ -26,6 +27,8 @@ from app.run_folder import run_url
 from app.schedule import learning_rate
 from app.trainer import StepResult, Trainer
 from app.world import World
+
+AnyLoader = Loader | SyntheticLoader
 
 
 class Outcome(enum.Enum):
@@ -42,7 +45,7 @@ class Loop:
     recipe: Recipe
     world: World
     trainer: Trainer
-    loader: Loader
+    loader: AnyLoader
     checkpoints: CheckpointManager
     events: EventLog
     stop: StopRequest

@@ -54,7 +54,7 @@ class DataConfig:
 
     url: str = ""  # folder with train.rec and train.idx, or "synthetic"
     num_classes: int = 0  # 0: read from the dataset
-    num_images: int = 0  # 0: read from the dataset
+    num_images: int = 0  # 0: read from the dataset; else what it should have
     image_size: int = 112
     resize: str = "warn"  # warn | refuse: what to do with images of another size
     shuffle: str = "window"  # full | window | none
@@ -126,6 +126,7 @@ class OutputConfig:
 
     url: str = "runs"
     tensorboard: bool = True
+    onnx: bool = True  # write model.onnx beside model.pt, where the extra [export] is installed
     prometheus_port: int = 0  # rank 0 serves /metrics there; 0: no endpoint
 
 

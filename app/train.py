@@ -17,6 +17,7 @@ from app.data.dataset import Dataset, open_dataset
 from app.data.loader import Loader, LoaderConfig
 from app.data.order import make_order
 from app.data.reader import RecordReader
+from app.data.synthetic import SYNTHETIC, SyntheticLoader
 from app.device import detect_device
 from app.elastic.plan import ElasticPlan
 from app.elastic.rendezvous import count_start, report_done, report_failure
@@ -26,7 +27,7 @@ from app.finish import finish_run
 from app.head.class_shards import class_range
 from app.head.margins import build_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig
-from app.loop import Loop, Outcome
+from app.loop import AnyLoader, Loop, Outcome
 from app.observe.events import EventLog
 from app.options import parse_arguments, recipe_names, to_toml
 from app.recipe import Recipe, RecipeError
@@ -63,7 +64,7 @@ def train(recipe: Recipe) -> int:
     """Devices, data, model, loop, results."""
     with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
         torch.manual_seed(recipe.train.seed)
-        dataset = open_data(recipe)
+        dataset = None if recipe.data.url == SYNTHETIC else open_data(recipe)
         num_classes = count_classes(recipe, dataset)
         checkpoints = CheckpointManager(
             storage.join(run_url(recipe), "checkpoints"), world, keep_last=recipe.checkpoint.keep_last
@@ -73,7 +74,7 @@ def train(recipe: Recipe) -> int:
         events = EventLog(run_url(recipe), enabled=world.rank == 0, tensorboard=recipe.output.tensorboard)
         loader = make_loader(recipe, dataset, num_classes, plan)
         trainer = make_trainer(recipe, world, plan, num_classes)
-        loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), dataset.object.tag)
+        loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), tag_of(dataset))
         resume(loop, resumed)
         outcome = loop.run()
         loader.close()
@@ -94,8 +95,21 @@ def open_data(recipe: Recipe) -> Dataset:
     return open_dataset(recipe.data.url)
 
 
-def count_classes(recipe: Recipe, dataset: Dataset) -> int:
+def tag_of(dataset: Dataset | None) -> str:
+    """Version of the data, which a resumed run must find unchanged."""
+    return dataset.object.tag if dataset is not None else SYNTHETIC
+
+
+def count_classes(recipe: Recipe, dataset: Dataset | None) -> int:
     """Classes of the run: the recipe's number where it gives one, else the dataset's."""
+    if dataset is None:
+        if not (recipe.data.num_classes and recipe.data.num_images):
+            raise RecipeError("synthetic data needs --data.num-classes and --data.num-images")
+        return recipe.data.num_classes
+    if recipe.data.num_images and recipe.data.num_images != len(dataset):
+        warnings.warn(
+            f"{dataset.url} has {len(dataset)} images, the recipe says {recipe.data.num_images}", stacklevel=2
+        )
     known, wanted = dataset.num_classes, recipe.data.num_classes
     if not (known or wanted):
         raise RecipeError(f"{dataset.url} does not tell how many classes it has: set --data.num-classes")
@@ -105,7 +119,7 @@ def count_classes(recipe: Recipe, dataset: Dataset) -> int:
 
 
 def make_plan(
-    recipe: Recipe, world: World, dataset: Dataset, num_classes: int, resumed: TrainingState | None
+    recipe: Recipe, world: World, dataset: Dataset | None, num_classes: int, resumed: TrainingState | None
 ) -> ElasticPlan:
     """Shares of the logical workers: as many as the first start had, for ever."""
     if resumed is None:
@@ -116,7 +130,7 @@ def make_plan(
         ("batch_size", recipe.train.batch_size),
         ("backbone", recipe.model.backbone),
         ("num_classes", num_classes),
-        ("data_tag", dataset.object.tag),
+        ("data_tag", tag_of(dataset)),
     ]:
         if meta[field] != now:
             raise RecipeError(
@@ -128,9 +142,12 @@ def make_plan(
     return ElasticPlan(int(meta["logical_workers"]), world.size)
 
 
-def make_loader(recipe: Recipe, dataset: Dataset, num_classes: int, plan: ElasticPlan) -> Loader:
+def make_loader(recipe: Recipe, dataset: Dataset | None, num_classes: int, plan: ElasticPlan) -> AnyLoader:
     """Reader, sample order and loader of the training images."""
-    data = recipe.data
+    data, train = recipe.data, recipe.train
+    if dataset is None:
+        sizes = (plan.logical_workers, train.batch_size, data.image_size, train.seed)
+        return SyntheticLoader(data.num_images, num_classes, *sizes)
     order = make_order(
         len(dataset),
         dataset.record_bytes,

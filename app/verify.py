@@ -15,9 +15,9 @@ from app import storage
 from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
+from app.evaluate.model_source import open_model
 from app.evaluate.report_figure import draw_report
-from app.evaluate.verification import SetResult, embed_pixels, embed_with, format_table, verify_set
-from app.run_folder import load_model
+from app.evaluate.verification import SetResult, embed_pixels, format_table, verify_set
 
 EXIT_BELOW_FLOOR = 3
 
@@ -30,21 +30,27 @@ def main(arguments: list[str]) -> int:
     """Load weights, embed the sets, print and write the report; 3 when an accuracy is below the floor."""
     options = parse(arguments)
     device = detect_device()
-    model, about = load_model(options.model)
-    model.to(device.torch_device)
+    model = open_model(
+        options.model,
+        device,
+        precision=options.precision,
+        backbone=options.backbone,
+        embedding_size=options.embedding_size,
+    )
+    about = model.about
     urls = set_urls(options)
     started = time.perf_counter()
     results, baseline = [], []
     for url in urls:
         pairs = load_set(url)
-        sizes = {"image_size": int(about["image_size"]), "batch_size": options.batch_size}
-        results.append(verify_set(pairs, embed_with(model, device, options.precision), **sizes))
+        sizes = {"image_size": model.image_size, "batch_size": options.batch_size}
+        results.append(verify_set(pairs, model.embed, **sizes))
         if not options.no_baseline:
             baseline.append(verify_set(pairs, embed_pixels, **sizes))
     print(f"model {storage.redact(options.model)}: {about['backbone']}, step {about['step']}, on {device.kind}\n")
     print(format_table(results, baseline), flush=True)
     report = make_report(about, results, baseline, seconds=time.perf_counter() - started)
-    folder = options.report or storage.join(options.model, "verification")
+    folder = options.report or storage.join(folder_of(options.model), "verification")
     storage.write_bytes(storage.join(folder, "report.png"), draw_report(about, results, baseline))
     storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report, indent=1).encode())
     print(f"\nreport: {storage.redact(storage.join(folder, 'report.json'))}, report.png")
@@ -57,7 +63,9 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", required=True, help="URL of a run folder (model.pt and model.json)")
+    parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
+    parser.add_argument("--backbone", default="", help="of a bare state dict")
+    parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
     parser.add_argument("--sets-url", required=True, help="URL of the folder with the .bin files")
     parser.add_argument("--sets", default="", help="names, comma separated; default: every .bin in the folder")
     parser.add_argument("--report", default="", help="URL of the report's folder")
@@ -66,6 +74,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the raw-pixel baseline")
     return parser.parse_args(arguments)
+
+
+def folder_of(model: str) -> str:
+    """The run folder, or the folder of a file."""
+    is_inside = model.endswith((".onnx", ".pt", ".pth")) or model.rstrip("/").endswith("checkpoints")
+    return model.rstrip("/").rpartition("/")[0] or "." if is_inside else model
 
 
 def set_urls(options: argparse.Namespace) -> list[str]:

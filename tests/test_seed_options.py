@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from app.options import load_recipe, parse_arguments, parse_recipe, to_toml
+from app.options import load_recipe, parse_arguments, parse_recipe, recipe_names, to_toml
+from app.run_folder import build_model
 from app.train import main
 from tests.jobs import SMALL, write_faces
 
@@ -54,3 +56,28 @@ def test_print_config_and_list_recipes(capsys: pytest.CaptureFixture[str]) -> No
     assert 'backbone = "r10_small"' in capsys.readouterr().out
     assert main(["--list-recipes"]) == 0
     assert "orl" in capsys.readouterr().out.split()
+
+
+def test_the_published_speed_recipe_runs_on_synthetic_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--model.backbone", "r10_small", "--train.batch-size", "4", "--data.num-classes", "3000"]
+    output = ["--output.url", str(tmp_path), "--output.tensorboard", "false"]
+    assert main(["--recipe", "3millions", *small, *output, "--perf_steps", "2", "--train.precision", "bf16"]) == 0
+    assert "img/s, median over 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_published_recipe_is_valid_and_names_a_backbone_that_exists(name: str) -> None:
+    recipe = parse_arguments(["--recipe", name])
+    with torch.device("meta"):
+        build_model(recipe.model, recipe.data.image_size)
+    assert recipe.train.seed == 2048
+
+
+def test_recipes_carry_the_published_values() -> None:
+    npu = load_recipe("glint360k_r100_32gpus")
+    assert (npu.model.backbone, npu.head.m3, npu.optim.lr, npu.optim.power) == ("r100", 0.4, 0.4, 2.0)
+    assert (npu.data.num_classes, npu.data.num_images, npu.train.epochs) == (360232, 17091657, 20)
+    vit = load_recipe("wf42m_pfc03_40epoch_8gpu_vit_b")
+    assert (vit.optim.name, vit.head.sample_rate, vit.train.gradient_accumulation) == ("adamw", 0.3, 12)
+    assert load_recipe("wf12m_conflict_r50_pfc03_filter04").head.interclass_filtering == 0.4
+    assert load_recipe("wf42m_pfc0008_32gpu_r100").head.sample_rate == 0

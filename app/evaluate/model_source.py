@@ -1,0 +1,112 @@
+"""Opens whatever holds a trained backbone: a run folder, its newest checkpoint, a state dict, an ONNX model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app import storage
+from app.backbones.registry import build_backbone
+from app.checkpoint.manager import CheckpointManager
+from app.device import Device
+from app.errors import AppError
+from app.evaluate.verification import Embed, embed_with
+from app.options import parse_recipe
+from app.run_folder import ModelError, build_model, load_model, load_weights, parse_weights
+from app.world import World
+
+
+class ModelSourceError(AppError):
+    """The URL holds no model that can be opened; says what is missing."""
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready to embed ``uint8 [B, 3, S, S]``, and what is known of it."""
+
+    embed: Embed
+    image_size: int
+    about: dict[str, Any]
+
+
+def open_model(
+    url: str,
+    device: Device,
+    *,
+    precision: str = "fp32",
+    backbone: str = "",
+    embedding_size: int = 512,
+    image_size: int = 112,
+) -> OpenedModel:
+    """Open a model by what its URL ends with.
+
+    - ``.onnx``: run by ONNX Runtime on the CPU
+    - ``.pt``, ``.pth``: a state dict; needs ``backbone``, unless a ``model.json`` lies beside it
+    - ``/checkpoints``: the newest sound checkpoint of a run folder
+    - anything else: a run folder with its final ``model.pt``
+
+    Raises:
+        ModelSourceError, ModelError, StorageError: there is no such model, or it is damaged.
+    """
+    if url.endswith(".onnx"):
+        return _open_onnx(url)
+    if url.rstrip("/").endswith("checkpoints"):
+        model, about = _newest_checkpoint(url.rstrip("/"), device)
+    elif url.endswith((".pt", ".pth")):
+        folder = url.rsplit("/", 1)[0] if "/" in url else "."
+        if not backbone and url.endswith("/model.pt") and storage.exists(storage.join(folder, "model.json")):
+            model, about = load_model(folder)
+        elif not backbone:
+            raise ModelSourceError(
+                f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50"
+            )
+        else:
+            model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
+            load_weights(model, parse_weights(url, storage.read_bytes(url)), url)
+            about = {"backbone": backbone, "image_size": image_size, "recipe": "-", "step": 0}
+    else:
+        model, about = load_model(url)
+    model.to(device.torch_device).eval()
+    return OpenedModel(embed_with(model, device, precision), int(about["image_size"]), about)
+
+
+def _newest_checkpoint(url: str, device: Device) -> tuple[torch.nn.Module, dict[str, Any]]:
+    run = url.rsplit("/", 1)[0]
+    recipe = parse_recipe(storage.read_bytes(storage.join(run, "recipe.toml")).decode(), run.rsplit("/", 1)[-1], run)
+    state = CheckpointManager(url, World(0, 1, 0, device)).load_latest((0, 0))
+    if state is None:
+        raise ModelSourceError(f"{url}: no sound checkpoint there")
+    prefix = "backbone."
+    weights = {name[len(prefix) :]: value for name, value in state.replicated.items() if name.startswith(prefix)}
+    model = build_model(recipe.model, recipe.data.image_size)
+    load_weights(model, weights, url)
+    about = {"backbone": recipe.model.backbone, "image_size": recipe.data.image_size}
+    return model, about | {"recipe": recipe.name, "step": state.step}
+
+
+def _open_onnx(url: str) -> OpenedModel:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelSourceError(f"{url}: needs the extra [export] for onnxruntime") from error
+    try:
+        session = onnxruntime.InferenceSession(storage.read_bytes(url), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        if isinstance(error, AppError):
+            raise
+        raise ModelError(f"{url}: not an ONNX model that can be run: {str(error).splitlines()[0]}") from None
+    (given,) = session.get_inputs()
+    size = given.shape[-1] if isinstance(given.shape[-1], int) else 112
+    run: Callable[..., Any] = session.run
+
+    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        (out,) = run(None, {given.name: (images.astype(np.float32) - 127.5) / 127.5})
+        return np.asarray(out, dtype=np.float32)
+
+    about = {"backbone": "onnx", "image_size": size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
+    return OpenedModel(embed, size, about)

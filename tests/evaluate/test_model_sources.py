@@ -1,0 +1,87 @@
+"""One trained model, opened in every way: the same accuracy from each; and what cannot be opened."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app import storage
+from app.data.bin_sets import dump_set
+from app.data.decode import encode_jpeg
+from app.errors import AppError
+from app.train import main as train
+from app.verify import main as verify
+from tests.jobs import SMALL, write_faces
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_faces(str(folder / "faces"), classes=4, per_class=12)
+    generator = np.random.default_rng(0)
+    images = [encode_jpeg(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(80)]
+    storage.write_bytes(str(folder / "faces" / "noise.bin"), dump_set(images, [True, False] * 20))
+    where = ["--data.url", str(folder / "faces"), "--output.url", str(folder / "runs")]
+    assert train([*SMALL, *where, "--train.epochs", "1", "--verify.sets", "noise"]) == 0
+    return folder
+
+
+def accuracy(run: Path, model: str, *options: str) -> float:
+    report = str(run / "report")
+    assert verify(["--model", model, "--sets-url", str(run / "faces"), "--report", report, *options]) == 0
+    found = json.loads((run / "report" / "report.json").read_text())
+    return float(found["sets"]["noise"]["accuracy"])
+
+
+def test_run_folder_checkpoint_state_dict_and_onnx_agree(run: Path) -> None:
+    folder = str(run / "runs" / "orl")
+    expected = accuracy(run, folder)
+    assert accuracy(run, folder + "/checkpoints") == expected
+    assert accuracy(run, folder + "/model.pt") == expected
+    assert accuracy(run, folder + "/model.onnx") == pytest.approx(expected, abs=0.03)
+
+
+def test_a_bare_state_dict_needs_a_backbone(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "backbone.pth"
+    torch.save(torch.load(run / "runs" / "orl" / "model.pt", weights_only=True), bare)
+    with pytest.raises(AppError, match="pass --backbone"):
+        accuracy(run, str(bare))
+    with pytest.raises(AppError, match=r"weights of another architecture.*set model\.backbone"):
+        accuracy(run, str(bare), "--backbone", "r18")
+
+
+def test_weights_that_would_run_code_are_refused(run: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return eval, ("1/0",)
+
+    path = tmp_path / "backbone.pth"
+    torch.save({"x": Evil()}, path)
+    with pytest.raises(AppError, match="not a state dict that can be loaded safely"):
+        accuracy(run, str(path), "--backbone", "r18")
+
+
+def test_a_damaged_model_is_told(run: Path, tmp_path: Path) -> None:
+    for name in ("model.json", "model.pt"):
+        data = (run / "runs" / "orl" / name).read_bytes()
+        (tmp_path / name).write_bytes(data if name == "model.json" else data[:-1] + b"x")
+    with pytest.raises(AppError, match=r"SHA-256 is not the one in model\.json"):
+        accuracy(run, str(tmp_path))
+    (tmp_path / "bad.onnx").write_bytes(b"not onnx")
+    with pytest.raises(AppError, match="not an ONNX model"):
+        accuracy(run, str(tmp_path / "bad.onnx"))
+
+
+def test_a_checkpoint_of_the_reference_is_read(run: Path, tmp_path: Path) -> None:
+    # checkpoint_gpu_0.pt holds the backbone under a key of its own, as DistributedDataParallel names it.
+    state = torch.load(io.BytesIO((run / "runs" / "orl" / "model.pt").read_bytes()), weights_only=True)
+    wrapped = {"epoch": 1, "state_dict_backbone": {f"module.{name}": value for name, value in state.items()}}
+    path = tmp_path / "checkpoint_gpu_0.pt"
+    torch.save(wrapped, path)
+    options = ["--data.url", str(run / "faces"), "--output.url", str(tmp_path / "runs"), "--model.init", str(path)]
+    assert train([*SMALL, *options, "--train.stop-step", "1"]) == 0
