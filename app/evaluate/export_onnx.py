@@ -72,6 +72,6 @@ def _difference(data: bytes, backbone: nn.Module, image_size: int, batch: int) -
     with torch.inference_mode():
         expected = backbone(images.float().to(device)).float().cpu().numpy()
     backbone.train(training)
-    (found,) = session.run(None, {"input": images.float().numpy()})
+    found = np.asarray(session.run(None, {"input": images.float().numpy()})[0])
     units = [value / np.maximum(np.linalg.norm(value, axis=1, keepdims=True), 1e-12) for value in (expected, found)]
     return float(np.abs(units[0] - units[1]).max())
