@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${WORK:-/tmp/arcface-image}
 image=localhost/arcface:0.1.0-cpu
+# vfs copies whole layers, so the build makes as few as it can.
 store=(--storage-driver vfs --root "$work/storage" --runroot "$work/run")
 mkdir -p "$work"
 
@@ -26,7 +27,7 @@ fi
 # pip's settings as one file, and a read-only mount for every local folder or file that they name.
 python3 docker/pip_settings.py "$work/pip.conf" >"$work/mounts"
 mapfile -t mounts <"$work/mounts"
-buildah "${store[@]}" bud --isolation chroot --network host --layers --quiet \
+buildah "${store[@]}" bud --isolation chroot --network host --layers=false --quiet \
   --secret "id=pip,src=$work/pip.conf" "${mounts[@]}" \
   --build-arg BASE=localhost/base:bookworm --build-arg "REVISION=$(git rev-parse --short HEAD)" \
   --pull=never --tag "$image" --file docker/Dockerfile --ignorefile .dockerignore .

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from app.backbones.precision import parameter_precision
+
 _EPS = 1e-5
 
 
@@ -82,7 +84,7 @@ class IResNet(nn.Module):
             else:
                 x = stage(x)
         x = self.dropout(torch.flatten(self.bn2(x), 1))
-        with torch.autocast(x.device.type, enabled=False):
+        with parameter_precision(x):
             embeddings: Tensor = self.features(self.fc(x.to(self.fc.weight.dtype)))
         return embeddings
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
+from app.backbones.precision import parameter_precision
+
 
 class ConvBlock(nn.Module):
     """Convolution - BN, and a PReLU unless ``linear``."""
@@ -126,6 +128,6 @@ class MobileFaceNet(nn.Module):
             for layer in self.layers:
                 x = layer(x)
         x = self.conv_sep(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with parameter_precision(x):
             embeddings: Tensor = self.features(x.to(next(self.features.parameters()).dtype))
         return embeddings

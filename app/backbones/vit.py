@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from app.backbones.precision import parameter_precision
+
 
 class PatchEmbed(nn.Module):
     """Images ``[B, 3, S, S]`` -> tokens ``[B, T, D]``."""
@@ -142,7 +144,7 @@ class VisionTransformer(nn.Module):
         x = self.norm(x.to(self.norm.weight.dtype))
         if restore is not None:
             x = self._put_back(x, restore)
-        with torch.autocast(x.device.type, enabled=False):
+        with parameter_precision(x):
             embeddings: Tensor = self.feature(x.to(self.norm.weight.dtype).flatten(1))
         return embeddings
 

@@ -1,0 +1,104 @@
+"""Evaluation tools: ``python -m app.evaluate ijb | embed | similarity | flops ...``; sets in .bin: ``app.verify``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+
+import numpy as np
+
+from app import storage
+from app.data.dataset import open_dataset
+from app.data.decode import decode_image, resize
+from app.data.prepare.tools import read_all
+from app.data.recordio import RecordError
+from app.device import detect_device
+from app.errors import run_main
+from app.evaluate import flops, ijb
+from app.evaluate.model_source import OpenedModel, open_model
+
+
+def main(arguments: list[str]) -> int:
+    """Do what was asked for and print about it."""
+    options = parse(arguments)
+    if options.tool == "flops":
+        print(flops.table())
+        return 0
+    model = open_model(options.model, detect_device(), backbone=options.backbone, embedding_size=options.embedding_size)
+    {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity}[options.tool](model, options)
+    return 0
+
+
+def run_ijb(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Print TAR at FAR, and write it as JSON."""
+    metadata = ijb.load_metadata(options.data, options.set)
+    plain, flipped = ijb.embed_images(
+        options.data, metadata, model.embed, image_size=model.image_size, batch_size=options.batch_size
+    )
+    flags = {"use_flip": not options.no_flip, "use_norm": not options.no_norm, "use_faceness": not options.no_faceness}
+    result = ijb.verify_templates(plain, flipped, metadata, **flags)
+    print(f"{options.set}: {len(metadata.images)} images, {len(metadata.pairs)} pairs")
+    print("  ".join(f"TAR@FAR={far}: {tar:.4f}" for far, tar in result.items()))
+    if options.output:
+        storage.write_bytes(options.output, json.dumps({"set": options.set, "tar_at_far": result, **flags}).encode())
+
+
+def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Write the embeddings of a dataset: an .npz with ``embeddings`` [N, D], ``labels`` [N], ``positions`` [N]."""
+    images, labels, positions, embeddings = [], [], [], []
+    dataset = open_dataset(options.data)
+    for position, header, encoded, problem in read_all(dataset):
+        if header is None:
+            raise RecordError(problem)
+        images.append(resize(decode_image(encoded), model.image_size, model.image_size).transpose(2, 0, 1))
+        labels.append(int(header.labels[0]))
+        positions.append(position)
+        if len(images) == options.batch_size or position == len(dataset) - 1:
+            embeddings.append(model.embed(np.stack(images)))
+            images = []
+    buffer = io.BytesIO()
+    np.savez(buffer, embeddings=np.concatenate(embeddings), labels=np.array(labels), positions=np.array(positions))
+    storage.write_bytes(options.output, buffer.getvalue())
+    print(f"{storage.redact(options.output)}: {len(labels)} embeddings of {embeddings[0].shape[1]} numbers")
+
+
+def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Print the cosine between two aligned photographs."""
+    size = model.image_size
+    faces = [resize(decode_image(storage.read_bytes(url)), size, size) for url in options.images]
+    first, second = model.embed(np.stack(faces).transpose(0, 3, 1, 2))
+    cosine = float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+    print(f"cosine {cosine:.4f}, squared distance {max(0.0, 2 - 2 * cosine):.4f}")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser("app.evaluate", description=__doc__)
+    tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
+    tools.add_parser("flops", help="multiply-adds and parameters of every backbone")
+    for name, text in (
+        ("ijb", "IJB-B or IJB-C, 1:1"),
+        ("embed", "embeddings of a dataset as .npz"),
+        ("similarity", "of two aligned photographs"),
+    ):
+        tool = tools.add_parser(name, help=text, description=text)
+        tool.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
+        tool.add_argument("--backbone", default="", help="of a bare state dict")
+        tool.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
+        tool.add_argument("--batch-size", type=int, default=64)
+        if name == "similarity":
+            tool.add_argument("images", nargs=2, help="URLs")
+            continue
+        tool.add_argument("--data", required=True, help="URL of the set's folder")
+        tool.add_argument("--output", default="", required=name == "embed", help="URL to write to")
+        if name == "ijb":
+            tool.add_argument("--set", choices=("ijbb", "ijbc"), default="ijbc")
+            tool.add_argument("--no-flip", action="store_true", help="leave the flips out")
+            tool.add_argument("--no-norm", action="store_true", help="make embeddings units before pooling")
+            tool.add_argument("--no-faceness", action="store_true", help="do not weight by the detector's score")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)
