@@ -23,7 +23,7 @@ from app.observe.events import EventLog
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Speed, format_duration
 from app.recipe import Recipe
-from app.run_folder import run_url
+from app.run_folder import run_url, save_model
 from app.schedule import learning_rate
 from app.trainer import StepResult, Trainer
 from app.world import World
@@ -53,6 +53,8 @@ class Loop:
     data_tag: str = ""  # version of the .rec file: a resumed run must train on the same one
     step: int = 0
     highest: dict[str, float] = field(default_factory=dict)  # Accuracy-Highest of each set
+    accuracies: dict[str, float] = field(default_factory=dict)  # of the last verification
+    best_mean: float = 0.0  # highest mean over the sets, of one verification
 
     def __post_init__(self) -> None:
         train = self.recipe.train
@@ -132,6 +134,7 @@ class Loop:
                 world=self.world,
             )
             metrics = result.metrics
+            self.accuracies[pairs.name] = metrics.accuracy
             self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), metrics.accuracy)
             head = f"[{pairs.name}][{self.step}]"
             self.progress.say(f"{head}XNorm: {result.xnorm:.6f}")
@@ -140,7 +143,19 @@ class Loop:
             self.metrics.accuracy.labels(pairs.name).set(metrics.accuracy)
             self.events.add(f"verification/{pairs.name}", self.step, **result.summary())
         self.trainer.backbone.train()
+        self._keep_best()
         self._speed.restart()
+
+    def _keep_best(self) -> None:
+        """Keep the backbone with the highest mean accuracy in best/, to be opened like a run folder."""
+        mean = sum(self.accuracies.values()) / len(self.accuracies)
+        if mean <= self.best_mean:
+            return
+        self.best_mean = mean
+        if self.world.rank == 0:
+            url = storage.join(run_url(self.recipe), "best")
+            save_model(url, self.trainer.backbone, self.recipe, self.step)
+            self.events.add("best", self.step, mean_accuracy=mean)
 
     def save(self) -> None:
         """Commit a checkpoint of this step now."""
@@ -225,4 +240,5 @@ class Loop:
             "num_classes": self.trainer.head.config.num_classes,
             "data_tag": self.data_tag,
             "highest": dict(self.highest),
+            "best_mean": self.best_mean,
         }

@@ -127,6 +127,7 @@ class OutputConfig:
     url: str = "runs"
     tensorboard: bool = True
     onnx: bool = True  # write model.onnx beside model.pt, where the extra [export] is installed
+    wandb: bool = False  # also log to Weights & Biases (extra [wandb]; its own environment variables apply)
     prometheus_port: int = 0  # rank 0 serves /metrics there; 0: no endpoint
 
 

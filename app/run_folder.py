@@ -4,6 +4,7 @@ recipe.toml            the recipe, as it runs
 checkpoints/           see app.checkpoint.manager
 events/*.jsonl         the event log; tensorboard/ beside it
 model.pt, model.json   the final backbone (a state dict) and what it is, with its SHA-256
+best/                  the same for the backbone with the highest mean accuracy so far
 summary.json, .md      figures of the run
 verification/          reports of the verification job
 """

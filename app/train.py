@@ -71,7 +71,12 @@ def train(recipe: Recipe) -> int:
         )
         resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
         plan = make_plan(recipe, world, dataset, num_classes, resumed)
-        events = EventLog(run_url(recipe), enabled=world.rank == 0, tensorboard=recipe.output.tensorboard)
+        events = EventLog(
+            run_url(recipe),
+            enabled=world.rank == 0,
+            tensorboard=recipe.output.tensorboard,
+            wandb=recipe.name if recipe.output.wandb else "",
+        )
         loader = make_loader(recipe, dataset, num_classes, plan)
         trainer = make_trainer(recipe, world, plan, num_classes)
         loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), tag_of(dataset))
@@ -226,6 +231,7 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
         loop.trainer.load(resumed)
         loop.start_at(resumed.step)
         loop.highest.update(resumed.meta["highest"])
+        loop.best_mean = float(resumed.meta["best_mean"])
     if world.rank == 0:
         count_start(loop.step, recipe.train.max_starts)
     if resumed is None and world.rank == 0:

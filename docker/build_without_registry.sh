@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the cpu image where no registry can be reached: the base comes from debootstrap, the tools are Debian's
-# podman and buildah. Then runs it as uid 1000 with a read-only root. Needs root.
+# podman and buildah. Then runs it as uid 1000 with a read-only root (docker/locked_down.sh). Needs root.
 #
 #   docker/build_without_registry.sh            build and self-check
 #   docker/build_without_registry.sh train      and train a few steps from an object store
@@ -32,19 +32,19 @@ buildah "${store[@]}" bud --isolation chroot --network host --layers=false --qui
   --build-arg BASE=localhost/base:bookworm --build-arg "REVISION=$(git rev-parse --short HEAD)" \
   --pull=never --tag "$image" --file docker/Dockerfile --ignorefile .dockerignore .
 
-locked_down=(--cgroups=disabled --network host --read-only --tmpfs /tmp:rw,size=2g,mode=1777 --shm-size 128m
-  --cap-drop ALL --security-opt no-new-privileges --user 1000:1000
-  --ulimit "nofile=$(ulimit -n):$(ulimit -Hn)" --ulimit "nproc=$(ulimit -u):$(ulimit -Hu)")
-run() { podman "${store[@]}" run --rm "${locked_down[@]}" "$@"; }
+buildah "${store[@]}" rm --all >/dev/null
+container=$(buildah "${store[@]}" from --pull=never "$image")
+rootfs=$(buildah "${store[@]}" mount "$container")
+run() { ARCFACE_DEVICE=cpu docker/locked_down.sh "$rootfs" "$@"; }
 
-echo "self-check in the container:"
-run --env ARCFACE_DEVICE=cpu "$image"
-if run "$image" python -c 'open("/opt/venv/x", "w")' 2>/dev/null; then
+echo "self-check in the image, as uid 1000 with a read-only root:"
+run python -m app.selfcheck
+if run python -c 'open("/opt/venv/x", "w")' 2>/dev/null; then
   echo "error: the root file system is writable" >&2
   exit 1
 fi
 if [ "${1:-}" = train ]; then
   make --silent install
-  .venv/bin/python docker/train_in_container.py "$image" -- podman "${store[@]}" run --rm "${locked_down[@]}"
+  ARCFACE_DEVICE=cpu .venv/bin/python docker/train_in_image.py docker/locked_down.sh "$rootfs"
 fi
 podman "${store[@]}" image list --format '{{.Repository}}:{{.Tag}} {{.Size}}' | grep arcface

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from app import storage
+from app.errors import AppError
 from app.storage import StorageError
 
 FLUSH_SECONDS = 60.0
+
+
+class EventError(AppError):
+    """A log that was asked for and cannot be written."""
 
 
 class EventLog:
@@ -24,15 +30,27 @@ class EventLog:
         run_url: the run folder.
         enabled: False on all ranks but 0.
         tensorboard: also write scalars for TensorBoard.
+        wandb: also log to Weights & Biases, as the run of this name; empty: no.
+
+    Raises:
+        EventError: Weights & Biases was asked for and is not installed.
     """
 
-    def __init__(self, run_url: str, *, enabled: bool, tensorboard: bool) -> None:
+    def __init__(self, run_url: str, *, enabled: bool, tensorboard: bool, wandb: str = "") -> None:
         self.run_url, self.enabled = run_url, enabled
         self._name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{os.urandom(2).hex()}"
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self._folder: Path | None = None
         self._writer: Any = None
+        self._wandb: Any = None
+        if enabled and wandb:
+            try:
+                self._wandb = importlib.import_module("wandb")
+            except ImportError as error:
+                raise EventError("output.wandb needs the extra [wandb]: pip install 'arcface-torchx[wandb]'") from error
+            # One name for all attempts: a resumed run goes on in the same chart.
+            self._wandb.init(name=wandb, id=wandb, resume="allow")
         if enabled and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -48,6 +66,8 @@ class EventLog:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     self._writer.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -69,6 +89,8 @@ class EventLog:
     def close(self) -> None:
         """Upload the rest and remove local files."""
         self.flush()
+        if self._wandb is not None:
+            self._wandb.finish()
         if self._writer is not None:
             self._writer.close()
         if self._folder is not None:

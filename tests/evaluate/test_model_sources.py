@@ -43,6 +43,7 @@ def test_run_folder_checkpoint_state_dict_and_onnx_agree(run: Path) -> None:
     expected = accuracy(run, folder)
     assert accuracy(run, folder + "/checkpoints") == expected
     assert accuracy(run, folder + "/model.pt") == expected
+    assert accuracy(run, folder + "/best") == expected  # the only verification was the best
     assert accuracy(run, folder + "/model.onnx") == pytest.approx(expected, abs=0.03)
 
 

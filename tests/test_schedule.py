@@ -1,0 +1,56 @@
+"""Learning rates against the reference's recurrence, and the loss scale's rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from app.loss_scale import LossScale
+from app.recipe import OptimConfig
+from app.schedule import learning_rate
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_poly_is_the_references_chained_form(power: float) -> None:
+    config = OptimConfig(lr=0.4, power=power, warmup_epochs=2)
+    total, per_epoch, warmup = 100, 10, 20
+    rate = config.lr
+    for step in range(1, total):
+        if step <= warmup:
+            rate = config.lr * step / warmup
+        else:
+            rate *= ((1 - (step - warmup) / (total - warmup)) / (1 - (step - 1 - warmup) / (total - warmup))) ** power
+        assert learning_rate(config, step, total, per_epoch) == pytest.approx(rate)
+
+
+def test_the_first_step_of_a_warm_up_is_small_and_without_one_full() -> None:
+    assert learning_rate(OptimConfig(lr=0.4, warmup_epochs=2), 0, 100, 10) == pytest.approx(0.02)
+    assert learning_rate(OptimConfig(lr=0.4), 0, 100, 10) == 0.4
+
+
+def test_cosine_halves_in_the_middle_and_ends_at_zero() -> None:
+    config = OptimConfig(lr=1.0, schedule="cosine")
+    assert learning_rate(config, 50, 100, 10) == pytest.approx(0.5)
+    assert learning_rate(config, 100, 100, 10) == pytest.approx(0.0)
+    assert learning_rate(dataclasses.replace(config, warmup_epochs=1), 55, 100, 10) == pytest.approx(
+        (1 + math.cos(math.pi / 2)) / 2
+    )
+
+
+def test_the_loss_scale_grows_after_a_hundred_good_steps_and_halves_after_a_bad_one() -> None:
+    scale = LossScale(enabled=True)
+    for _ in range(99):
+        scale.update(finite=True)
+    assert scale.scale == 65536
+    scale.update(finite=True)
+    assert scale.scale == 131072
+    scale.update(finite=False)
+    assert scale.scale == 65536
+    other = LossScale(enabled=True)
+    other.load_state_dict(scale.state_dict())
+    assert (other.scale, other.good_steps) == (65536, 0)
+    off = LossScale(enabled=False)
+    off.update(finite=False)
+    assert off.scale == 1
