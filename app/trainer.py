@@ -178,6 +178,7 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.step()
         self.centre_optimizer.step(lr, unscale)
+        self.head.end_step()
 
     def _describe(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> str:
         positions = [int(position) for batch in batches for position in batch.positions][:8]

@@ -53,6 +53,7 @@ class PartialFC(nn.Module):
         self.centres = self._initial_centres()
         self.active = self.centres.requires_grad_()
         self.active_rows: Tensor | None = None  # None: all
+        self._norms: list[Tensor] = []  # of this step's embeddings, all ranks'
 
     def _initial_centres(self) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
@@ -77,6 +78,7 @@ class PartialFC(nn.Module):
         Args:
             labels: int64 [N], all labels of the global batch; needed when ``sample_rate`` is below 1.
         """
+        self._norms = []
         if self.config.sample_rate >= 1:
             self.active = self.centres.detach().requires_grad_()
             return
@@ -108,6 +110,7 @@ class PartialFC(nn.Module):
             embeddings = GatherEmbeddings.apply(embeddings)
             labels = _gather_labels(labels, self.world)
         norms = embeddings.norm(dim=1)
+        self._norms.append(norms.detach()[labels != ABSENT])
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         own = self._own_rows(labels)
         target = self._target_logits(unit, norms, own)
@@ -128,6 +131,10 @@ class PartialFC(nn.Module):
         if extra is not None:
             loss = loss + extra
         return torch.where(labels == ABSENT, 0, loss).sum() / global_batch
+
+    def end_step(self) -> None:
+        """Tell the margin the norms of the whole global batch, once its step counts."""
+        self.margin.observe(torch.cat(self._norms))
 
     def _own_rows(self, labels: Tensor) -> Tensor:
         """Row in ``active`` of each sample's class, -1 where another rank holds it, int64 [N]."""

@@ -150,6 +150,25 @@ def test_loss_and_gradients_equal_the_plain_formula(world: int) -> None:
         )
 
 
+def adaface_statistics(rank: int, world: int) -> tuple[float, float]:
+    embeddings, labels = inputs(13)
+    head = PartialFC(PartialFCConfig(D, 13, logical_shards=WORKERS), build_margin("adaface", 1, 0, 0.4))
+    head.begin_step(0)
+    for worker in range(rank * WORKERS // world, (rank + 1) * WORKERS // world):
+        rows = slice(worker * B, (worker + 1) * B)
+        head(embeddings[rows], labels[rows], len(labels))
+    head.end_step()
+    return float(head.margin.mean), float(head.margin.std)  # type: ignore[arg-type]
+
+
+def test_adaface_follows_the_norms_of_the_whole_batch_on_any_number_of_ranks() -> None:
+    norms = inputs(13)[0].norm(dim=1).clamp(1e-3, 100)
+    expected = (20 + 0.01 * (float(norms.mean()) - 20), 100 + 0.01 * (float(norms.std()) - 100))
+    for world in (1, 2):
+        for found in run_ranks(adaface_statistics, world):
+            assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_small_blocks_change_nothing() -> None:
     embeddings, labels = inputs(5000)
     results = []
