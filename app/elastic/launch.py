@@ -68,6 +68,7 @@ def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: 
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", options.rdzv_id),
         *("--rdzv-conf", ",".join(f"{key}={value}" for key, value in conf.items())),
         *("--max-restarts", str(options.max_restarts), "--monitor-interval", "0.5", "--role", "trainer"),
+        *("--shutdown-timeout", str(options.shutdown_timeout)),
         *local,
         *("-m", options.module),
         *app_arguments,
@@ -119,6 +120,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--join-timeout", type=int, default=1800, help="seconds to wait for the least number of nodes")
     parser.add_argument("--last-call-timeout", type=int, default=30, help="seconds to wait for more nodes than that")
+    # Long enough to commit a checkpoint; a worker that hangs in a collective holds a new round up for as long.
+    parser.add_argument("--shutdown-timeout", type=int, default=60, help="seconds from SIGTERM to SIGKILL of a worker")
     parser.add_argument("--dns-timeout", type=float, default=300.0, help="seconds")
     parser.add_argument("--module", default="app.train")
     return parser.parse_args(arguments)
