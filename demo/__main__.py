@@ -17,7 +17,8 @@ from demo.object_store import ObjectStore, free_port
 from demo.stages import StageError, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".demo"
+# Another folder lets a second demo run beside the first.
+FOLDER = Path(os.environ.get("ARCFACE_DEMO", ROOT / ".demo"))
 BUCKET, DATA, RUNS = "demo", "s3://demo/orl", "s3://demo/runs"
 FLOOR = 0.88  # accuracy on people never trained on, below which the demo has failed
 
@@ -31,7 +32,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
+    FOLDER.mkdir(parents=True)
     environment = {
         **os.environ,
         # TorchX starts "python" from the PATH.
@@ -39,6 +40,7 @@ def main() -> int:
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "GLOO_SOCKET_IFNAME": "lo",
+        "ARCFACE_DEMO": str(FOLDER),
     }
     store = ObjectStore(FOLDER / "store", BUCKET)
     try:
@@ -52,10 +54,7 @@ def main() -> int:
             title(4, "verification", "components.py:arcface_verify on the weights in the bucket")
             run_stage(torchx("arcface_verify", *verify_options()), environment, hide=_NOISE)
             fetch_results(environment)
-    except StageError as error:
-        print(f"\ndemo failed: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
+    except (StageError, RuntimeError) as error:
         print(f"\ndemo failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
