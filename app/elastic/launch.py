@@ -79,7 +79,9 @@ def local_address(endpoint: str) -> str:
     """The address others reach this node by: the pod's IP, or localhost when the whole job is on one machine."""
     if endpoint.startswith(("localhost:", "127.0.0.1:")):
         return "localhost"
-    return os.environ.get("POD_IP", "")
+    address = os.environ.get("POD_IP", "")
+    # Only Kubernetes fills in the mark of the downward API; elsewhere torchrun finds the address itself.
+    return "" if address.startswith("[") else address
 
 
 def wait_for_name(host: str, timeout: float) -> None:
