@@ -106,7 +106,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, default=29500)
     parser.add_argument("--rdzv-id", required=True)
     parser.add_argument("--idle-timeout", type=float, default=1800.0, help="seconds")
-    parser.add_argument("--linger", type=float, default=5.0, help="seconds")
+    # Agents leave through a barrier in the store; on a loaded machine that was seen to take more than five seconds.
+    parser.add_argument("--linger", type=float, default=15.0, help="seconds")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return serve(options.port, options.rdzv_id, idle_timeout=options.idle_timeout, linger=options.linger)
