@@ -109,8 +109,7 @@ class Loop:
             if self.checkpoints.busy and (stopping or not uploading):
                 self._commit()
             if stopping or (self._checkpoint_due() and not self.checkpoints.busy):
-                self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
-                self._last_checkpoint = time.monotonic()
+                self._start_checkpoint()
             every = self.recipe.train.verify_every
             if every and self.step % every == 0 and self.step < self.last_step:
                 self.verify()
@@ -159,8 +158,12 @@ class Loop:
 
     def save(self) -> None:
         """Commit a checkpoint of this step now."""
-        self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
+        self._start_checkpoint()
         self._commit()
+
+    def _start_checkpoint(self) -> None:
+        self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
+        self._last_checkpoint = time.monotonic()
 
     @contextlib.contextmanager
     def _profiler(self) -> Iterator[Any]:

@@ -22,8 +22,8 @@ class LaunchError(AppError):
 
 def main(arguments: list[str]) -> int:
     """Command line of ``python -m app.elastic.launch OPTIONS -- APP ARGUMENTS``; does not return when all is well."""
-    own, _, app_arguments = _split(arguments)
-    options = parse(own)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options, app_arguments = parse(arguments[:cut]), arguments[cut + 1 :]
     host = os.environ.get(options.rdzv_host_env, "").split(",")[0] or "localhost"
     wait_for_name(host, options.dns_timeout)
     check_node(options.nproc_per_node, app_arguments)
@@ -102,13 +102,6 @@ def wait_for_name(host: str, timeout: float) -> None:
                     "and may this pod ask the cluster's DNS?"
                 ) from error
         time.sleep(1)
-
-
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    if "--" not in arguments:
-        return arguments, "", []
-    cut = arguments.index("--")
-    return arguments[:cut], "--", arguments[cut + 1 :]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
