@@ -231,6 +231,11 @@ def _reason(url: str, error: Exception) -> str:
         return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if isinstance(error, FileNotFoundError) or "nosuchkey" in lowered:
         return "it does not exist; check the URL"
+    if "certificate" in lowered or "sslerror" in lowered:
+        return f"the store's certificate is not trusted; name its authority's PEM file in AWS_CA_BUNDLE ({text})"
+    bundle = os.environ.get("AWS_CA_BUNDLE", "")
+    if bundle and not os.path.isfile(bundle):
+        return f"AWS_CA_BUNDLE is {bundle}, which is not a file; correct it or unset it"
     if "could not connect" in lowered or "endpointconnection" in lowered or "connection refused" in lowered:
         return f"the store does not answer; check AWS_ENDPOINT_URL ({text})"
     return f"{type(error).__name__}: {text}"

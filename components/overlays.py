@@ -11,6 +11,8 @@ from components.hardware import HardwareProfile
 
 USER_ID = 1000  # HwHiAiUser in the npu image, who owns the device nodes
 
+CA_FOLDER = "/etc/arcface/ca"  # AWS_CA_BUNDLE=/etc/arcface/ca/ca.crt in the Secret points to its own key ca.crt
+
 # Pod Security level "restricted".
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -50,7 +52,8 @@ def overlay_pod(
     """Attach the overlay to a role and return it.
 
     Args:
-        secret: Secret whose keys become environment variables; empty for none.
+        secret: Secret whose keys become environment variables, and its ``ca.crt``, where it has one, a file in
+            ``CA_FOLDER``; empty for none.
         profile: of the node, or None for a pod that runs anywhere.
         spread: prefer nodes of their own for the replicas of this role.
     """
@@ -71,6 +74,7 @@ def overlay_pod(
             "volumeMounts": [
                 {"name": "dshm", "mountPath": "/dev/shm"},
                 {"name": "tmp", "mountPath": "/tmp"},
+                *([{"name": "store-ca", "mountPath": CA_FOLDER, "readOnly": True}] if secret else []),
                 *({"name": f"host-{number}", "mountPath": path, "readOnly": True}
                   for number, path in enumerate(host_paths)),
             ],
@@ -79,6 +83,7 @@ def overlay_pod(
         PUT("volumes"): [
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}},
+            *([_authority(secret)] if secret else []),
             *({"name": f"host-{number}", "hostPath": {"path": path}} for number, path in enumerate(host_paths)),
         ],
     }
@@ -102,6 +107,12 @@ def overlay_pod(
         ]
     set_overlay(role, "kubernetes", "V1Pod", {"metadata": metadata, "spec": spec})
     return role
+
+
+def _authority(secret: str) -> dict[str, Any]:
+    """Of the Secret, its ``ca.crt`` alone and only where it has one: the keys stay out of the file system."""
+    source = {"secretName": secret, "optional": True, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    return {"name": "store-ca", "secret": source}
 
 
 def overlay_job(deciding: specs.Role, *, least_pods: int, ttl_seconds: int) -> None:

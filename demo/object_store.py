@@ -21,14 +21,25 @@ class ObjectStore:
     Args:
         folder: its data; the log goes beside it.
         bucket: created at the start.
+        certificate, private_key: PEM files; with them the store speaks TLS.
     """
 
-    def __init__(self, folder: Path, bucket: str, *, access_key: str = "", secret_key: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bucket: str,
+        *,
+        access_key: str = "",
+        secret_key: str = "",
+        certificate: Path | None = None,
+        private_key: Path | None = None,
+    ) -> None:
         self.folder, self.bucket = folder, bucket
+        self.tls = [f"-s3.cert.file={certificate}", f"-s3.key.file={private_key}"] if certificate else []
         self.access_key = access_key or secrets.token_hex(8)
         self.secret_key = secret_key or secrets.token_urlsafe(24)
         self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-        self.endpoint = f"http://127.0.0.1:{self.ports['s3']}"
+        self.endpoint = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.ports['s3']}"
         self.log = folder.parent / "weed.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -55,6 +66,7 @@ class ObjectStore:
             *("mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={self.bucket}"),
             *("-webdav=false", "-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
             *ports,
+            *self.tls,
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -32,3 +32,12 @@ capabilities:
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
+
+{{- /* Of the S3 Secret, its ca.crt alone and only where it has one. */}}
+{{- define "arcface.storeAuthority" -}}
+- name: store-ca
+  secret:
+    secretName: {{ .Values.s3.secret }}
+    optional: true
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
