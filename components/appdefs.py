@@ -220,12 +220,12 @@ def check_image(image: str) -> None:
     """Refuse an image that is not set or moves under a running job.
 
     Raises:
-        ComponentError: it is empty or of the tag latest.
+        ComponentError: it is empty, or of the tag latest, which no tag means too.
     """
     if not image:
         raise ComponentError("no image: pass --image, or set it in .torchxconfig under [component:components.py:...]")
     tag = image.rsplit("/", 1)[-1].partition(":")[2]
-    if "@sha256:" not in image and tag == "latest":
+    if "@sha256:" not in image and tag in ("", "latest"):
         raise ComponentError(
             f"image {image!r}: a tag that moves gives nodes different code; name a version or a digest"
         )

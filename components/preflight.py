@@ -18,6 +18,8 @@ from torchx.specs import AppDef, CfgVal
 from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
+from components.image_registry import RegistryUnknown, require_image
+
 FILE = "components.py"
 
 
@@ -36,6 +38,19 @@ def option(app: AppDef, name: str) -> str:
     """An option of the trainers' command line, or empty."""
     args = app.roles[-1].args
     return args[args.index(name) + 1] if name in args[:-1] else ""
+
+
+def check_image(app: AppDef) -> str:
+    """The registry has the image.
+
+    Raises:
+        ValueError: it has not; a pod would wait in ImagePullBackOff.
+    """
+    image = app.roles[-1].image
+    try:
+        return f"{image} is {require_image(image)}"
+    except RegistryUnknown as reason:
+        raise Skipped(f"{image}: {reason}") from reason
 
 
 def check_dataset(app: AppDef) -> str:
@@ -111,6 +126,7 @@ def main(arguments: list[str]) -> int:
         return 1
     print(f"ok      arguments: {' + '.join(f'{role.num_replicas} x {role.name}' for role in app.roles)}")
     questions: dict[str, Callable[[], str]] = {
+        "image": lambda: check_image(app),
         "dataset": lambda: check_dataset(app),
         "output": lambda: check_output(app),
         "cluster": lambda: check_cluster(app, options.scheduler, options.cfg),

@@ -10,6 +10,7 @@ import pytest
 from app import storage
 from components.preflight import main
 from tests.components.api_server import ApiServer
+from tests.components.registry_server import serve_registry
 from tests.jobs import ROOT, write_faces
 
 
@@ -31,6 +32,8 @@ def data(bucket_url: str) -> str:
 
 def ask(data: str, *options: str) -> int:
     where = ["--recipe", "orl", "--hardware", "cpu", "--data", data, "--output", "s3://test/runs"]
+    if "--image" not in options:
+        where += ["--image", "127.0.0.1:9/arcface:1"]
     return main(["--", "--nnodes", "2", *where, *options])
 
 
@@ -41,6 +44,7 @@ def test_a_good_job_passes_and_nothing_is_created(
     assert ask(data) == 0
     out = capsys.readouterr().out
     assert out.count("ok      ") == 4, out
+    assert "skipped image: 127.0.0.1:9/arcface:1: 127.0.0.1:9 cannot be reached from here" in out
     assert "1 x rdzv + 2 x trainer" in out
     assert server.jobs() == []
 
@@ -54,6 +58,17 @@ def test_what_is_missing_is_named(data: str, server: ApiServer, capsys: pytest.C
     assert "failed  dataset:" in out
     assert "train.idx cannot be read" in out
     assert "failed  cluster: queue 'default' does not exist" in out
+
+
+@pytest.mark.usefixtures("server")
+def test_an_image_that_was_never_pushed_is_told_before_any_pod_waits_for_it(
+    data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_registry() as registry:
+        assert ask(data, "--image", f"{registry}/team/arcface:0.1.0") == 0
+        assert f"ok      image: {registry}/team/arcface:0.1.0 is sha256:" in capsys.readouterr().out
+        assert ask(data, "--image", f"{registry}/team/arcface:9") == 1
+    assert "has no image team/arcface:9: push it" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("server")

@@ -54,12 +54,25 @@ def data(bucket_url: str) -> str:
     return bucket_url
 
 
+def assert_no_key(store: ObjectStore, logs: Path, runs: str, printed: str) -> None:
+    """The store's keys stand neither in what was printed, nor in a log, nor in anything that the jobs wrote."""
+    filesystem, path = storage.open_filesystem(runs)
+    written = {name: filesystem.cat_file(name) for name in filesystem.find(path)}
+    written |= {str(file): file.read_bytes() for file in logs.rglob("*") if file.is_file()}
+    assert any(name.endswith("model.pt") for name in written)
+    assert any(name.endswith(("stderr.log", "combined.log")) for name in written), sorted(written)
+    for name, content in {**written, "printed": printed.encode()}.items():
+        for key in (store.access_key, store.secret_key):
+            assert key.encode() not in content, f"{name} holds a key"
+
+
 def test_both_jobs_run_and_the_floor_decides(object_store: ObjectStore, data: str, tmp_path: Path) -> None:
     done = pipeline(object_store, tmp_path, data, "--floor", "0.6")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Accuracy-Flip" in done.stdout
     report = json.loads(storage.read_bytes(f"{data}/runs/orl/verification/report.json"))
     assert report["sets"]["small"]["accuracy"] > 0.6
+    assert_no_key(object_store, tmp_path, f"{data}/runs", done.stdout + done.stderr)
     # Training is finished already: the second run only verifies, against a floor that nothing reaches.
     failed = pipeline(object_store, tmp_path, data, "--floor", "1.1")
     assert failed.returncode == 3, failed.stdout[-3000:] + failed.stderr[-3000:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,13 @@ def test_what_is_checked_in_is_what_its_sources_render(tmp_path: Path) -> None:
             assert checked.read_text() == path.read_text(), f"{checked} is not in step: run make k8s"
     for folder in ("manifests", "jobs"):
         assert {p.name for p in (K8S / folder).iterdir()} == {p.name for p in (tmp_path / folder).iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kustomize_builds_the_manifests() -> None:
+    built = subprocess.run(["kubectl", "kustomize", K8S / "manifests"], capture_output=True, text=True, check=True)
+    chart = {(d["kind"], d["metadata"]["name"]) for d in documents() if "helm.sh/hook" not in str(d["metadata"])}
+    assert {(d["kind"], d["metadata"]["name"]) for d in yaml.safe_load_all(built.stdout)} == chart
 
 
 def test_the_jobs_for_kubectl_are_valid_volcano_jobs() -> None:
