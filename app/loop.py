@@ -25,7 +25,7 @@ from app.observe.progress import Progress, Speed, format_duration
 from app.recipe import Recipe
 from app.run_folder import run_url, save_model
 from app.schedule import learning_rate
-from app.trainer import StepResult, Trainer
+from app.trainer import NotFiniteError, StepResult, Trainer
 from app.world import World
 
 AnyLoader = Loader | SyntheticLoader
@@ -99,7 +99,12 @@ class Loop:
             batch = next(batches)
             self._speed.data_wait += time.perf_counter() - waited
             lr = learning_rate(self.recipe.optim, self.step, self.total_steps, self.steps_per_epoch)
-            result = self.trainer.step(self.step, batch, lr, (self.stop.received, self.checkpoints.uploading))
+            try:
+                result = self.trainer.step(self.step, batch, lr, (self.stop.received, self.checkpoints.uploading))
+            except NotFiniteError as error:
+                self.events.add("not_finite", self.step, positions=error.positions)
+                self.events.flush()
+                raise
             self.step += 1
             self._speed.samples += self.global_batch
             if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:

@@ -54,6 +54,7 @@ class DataConfig:
 
     url: str = ""  # folder with train.rec and train.idx, or "synthetic"
     num_classes: int = 0  # 0: read from the dataset
+    empty_classes: str = "refuse"  # refuse | warn: what to do when a class has no image
     num_images: int = 0  # 0: read from the dataset; else what it should have
     image_size: int = 112
     resize: str = "warn"  # warn | refuse: what to do with images of another size
@@ -152,6 +153,7 @@ _CHOICES = {
     "head.update": ("sparse", "dense"),
     "head.centre_dtype": ("float32", "bfloat16"),
     "data.resize": ("warn", "refuse"),
+    "data.empty_classes": ("refuse", "warn"),
     "data.shuffle": ("full", "window", "none"),
     "data.augment": ("none", "flip", "reference", "small"),
     "optim.name": ("sgd", "adamw"),

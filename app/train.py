@@ -14,6 +14,7 @@ from app import storage
 from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.dataset import Dataset, open_dataset
+from app.data.identities import classes_without_image
 from app.data.loader import Loader, LoaderConfig
 from app.data.order import make_order
 from app.data.reader import RecordReader
@@ -70,6 +71,8 @@ def train(recipe: Recipe) -> int:
             storage.join(run_url(recipe), "checkpoints"), world, keep_last=recipe.checkpoint.keep_last
         )
         resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
+        if dataset is not None and resumed is None:
+            look_for_empty_classes(recipe, dataset, num_classes, world)
         plan = make_plan(recipe, world, dataset, num_classes, resumed)
         events = EventLog(
             run_url(recipe),
@@ -119,8 +122,29 @@ def count_classes(recipe: Recipe, dataset: Dataset | None) -> int:
     if not (known or wanted):
         raise RecipeError(f"{dataset.url} does not tell how many classes it has: set --data.num-classes")
     if wanted and known and wanted < known:
-        raise RecipeError(f"data.num_classes is {wanted}, but {dataset.url} has {known}: leave it at 0, or raise it")
+        raise RecipeError(f"data.num_classes is {wanted}, but {dataset.url} has {known}: leave it at 0")
     return wanted or known
+
+
+def look_for_empty_classes(recipe: Recipe, dataset: Dataset, num_classes: int, world: World) -> None:
+    """Refuse classes without an image, or warn of them: their centres would only ever be pushed away.
+
+    One rank reads the identity records and all follow its answer. A file without such records cannot be asked;
+    ``app.prepare check`` reads every record and tells.
+    """
+    known = dataset.num_classes
+    empty = classes_without_image(dataset) if world.rank == 0 else []
+    if known:
+        empty += range(known, num_classes)
+    agreed = world.all_reduce([empty[0] if empty else -1, len(empty)] if world.rank == 0 else [-1, 0], "max")
+    first, count = map(int, agreed)
+    if not count:
+        return
+    text = f"{dataset.url}: {count} of {num_classes} classes have no image, the first is {first}"
+    if recipe.data.empty_classes == "refuse":
+        raise RecipeError(f"{text}: correct data.num_classes or the dataset, or set --data.empty-classes warn")
+    if world.rank == 0:
+        warnings.warn(text, stacklevel=2)
 
 
 def make_plan(

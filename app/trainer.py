@@ -18,6 +18,7 @@ from app.elastic.batch_statistics import BatchStatistics
 from app.elastic.joinable import JoinableBackbone
 from app.elastic.plan import ElasticPlan
 from app.errors import AppError
+from app.gradient_compression import compressed_all_reduce
 from app.head.class_shards import mix_seed
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, PartialFC
@@ -27,7 +28,11 @@ from app.world import World
 
 
 class NotFiniteError(AppError):
-    """The loss or a gradient is NaN or Inf; names the step and its samples."""
+    """The loss or a gradient is NaN or Inf; names the step and its samples: ``positions`` of each rank."""
+
+    def __init__(self, message: str, positions: list[list[int]]) -> None:
+        super().__init__(message)
+        self.positions = positions
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,9 @@ class Trainer:
         )
         compression = self.recipe.train.gradient_compression
         if compression != "none":
-            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-            hook = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}[compression]
-            model.register_comm_hook(None, hook)
+            model.register_comm_hook(
+                {"fp16": torch.float16, "bf16": torch.bfloat16}[compression], compressed_all_reduce
+            )
         return model
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -122,7 +126,7 @@ class Trainer:
         mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)
         self.statistics.end_step(keep=finite)
         if not finite and (not self.loss_scale.enabled or math.isnan(mean_loss)):
-            raise NotFiniteError(self._describe(number, mean_loss, gradient_norm, batches))
+            raise self._not_finite(number, mean_loss, gradient_norm, batches)
         if finite:
             self._update(lr, unscale, gradient_norm)
         self.loss_scale.update(finite=finite)
@@ -180,11 +184,18 @@ class Trainer:
         self.centre_optimizer.step(lr, unscale)
         self.head.end_step()
 
-    def _describe(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> str:
-        positions = [int(position) for batch in batches for position in batch.positions][:8]
-        return (
-            f"step {number}: loss {loss}, gradient norm {norm} on rank {self.world.rank}, whose samples start with "
-            f"positions {positions}: nothing was updated; lower optim.lr, or look at these records"
+    def _not_finite(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> NotFiniteError:
+        """The error that names the samples of all ranks; every rank comes here together."""
+        size = self.recipe.train.batch_size
+        own = torch.full((self.plan.rounds * size,), ABSENT)
+        for turn, batch in enumerate(batches):
+            own[turn * size : (turn + 1) * size] = batch.positions
+        positions = [[p for p in rank if p != ABSENT] for rank in self.world.all_gather(own).tolist()]
+        shown = ", ".join(f"rank {rank} {found[:4]}".replace("]", ", ...]") for rank, found in enumerate(positions))
+        return NotFiniteError(
+            f"step {number}: loss {loss}, gradient norm {norm} on rank {self.world.rank}: nothing was updated; lower "
+            f"optim.lr, or look at the samples, by position in the dataset: {shown} (all: in the run's events/)",
+            positions,
         )
 
     def state(self, step: int, meta: dict[str, Any]) -> TrainingState:

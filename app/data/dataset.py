@@ -6,7 +6,7 @@ Only the index and the header record are read to open it; see ``reader.py`` for 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ class RecordIndex:
 class Dataset:
     """The images of a ``.rec`` file, as positions 0..N-1 in file order.
 
-    ``num_classes`` is 0 when neither identity records nor a ``property`` file tell it.
+    ``num_classes`` is 0 when neither identity records nor a ``property`` file tell it. ``identity_starts`` and
+    ``identity_stops`` are where the identity records lie, in class order; empty where there is not one for every class.
     """
 
     url: str
@@ -39,6 +40,8 @@ class Dataset:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     num_classes: int
+    identity_starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    identity_stops: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,11 +106,21 @@ def open_dataset(folder: str) -> Dataset:
         if int(chosen.sum()) != stop_image - 1:
             raise RecordError(f"{url}: the header announces {stop_image - 1} images, the index has {int(chosen.sum())}")
     else:
-        chosen, num_classes = np.ones(len(index.keys), dtype=bool), 0
+        chosen, num_classes, stop_image = np.ones(len(index.keys), dtype=bool), 0, 0
     if not chosen.any():
         raise RecordError(f"{url}: the dataset holds no image: prepare it again")
     num_classes = num_classes or _classes_of_property(storage.join(folder, "property"))
-    return Dataset(url, identity, index.keys[chosen], index.starts[chosen], index.stops[chosen], num_classes)
+    images = (index.keys[chosen], index.starts[chosen], index.stops[chosen])
+    return Dataset(url, identity, *images, num_classes, *_identity_records(index, stop_image, num_classes))
+
+
+def _identity_records(index: RecordIndex, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and stops of the records with keys ``first .. first + count - 1``; nothing where one is missing."""
+    chosen = np.flatnonzero((index.keys >= first) & (index.keys < first + count))
+    in_order = chosen[np.argsort(index.keys[chosen], kind="stable")]
+    if first == 0 or not np.array_equal(index.keys[in_order], np.arange(first, first + count)):
+        in_order = in_order[:0]
+    return index.starts[in_order], index.stops[in_order]
 
 
 def _read_record(url: str, start: int, stop: int) -> tuple[bytes, int]:

@@ -7,11 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app import storage
+from app.data.decode import encode_jpeg
 from app.data.record_writer import RecordWriter, write_identity_layout
+from app.data.recordio import ImageHeader, pack_image
 from app.errors import AppError
+from app.observe.events import read_events
 from app.train import main
 from demo.object_store import ObjectStore, free_port
 from tests.jobs import ROOT, SMALL, environment, write_faces
@@ -96,14 +100,56 @@ def test_an_unknown_backbone(data: str, tmp_path: Path) -> None:
 
 def test_a_nan_loss_stops_the_run_names_step_and_samples_and_commits_nothing_bad(data: str, tmp_path: Path) -> None:
     options = ["--data.url", data, "--output.url", str(tmp_path), "--train.epochs", "20"]
-    with pytest.raises(AppError, match=r"step \d+: loss nan.*positions \["):
+    with pytest.raises(AppError, match=r"step \d+: loss nan.*rank 0 \["):
         start(*options, "--optim.lr", "1e30", "--optim.clip-norm", "0", "--checkpoint.every-steps", "1")
+    (event,) = [e for e in read_events(str(tmp_path / "orl")) if e["kind"] == "not_finite"]
+    assert len(event["positions"][0]) == 6  # the whole batch
 
 
 def test_a_label_beyond_the_classes(tmp_path: Path) -> None:
     write_faces(str(tmp_path / "faces"), classes=4, per_class=6)
     with pytest.raises(AppError, match=r"data\.num_classes is 2, but"):
         start("--data.url", str(tmp_path / "faces"), "--output.url", str(tmp_path), "--data.num-classes", "2")
+
+
+def write_with_an_empty_class(folder: str) -> None:
+    """Four classes of three images, of which the identity record of class 2 names none, as after cleaning."""
+    image = encode_jpeg(np.full((32, 32, 3), 128, dtype=np.uint8))
+    ranges = [(1, 4), (4, 7), (7, 7), (7, 10)]
+    with RecordWriter(storage.join(folder, "train.rec")) as writer:
+        writer.write(0, pack_image(ImageHeader((10.0, 14.0), is_array=True), b""))
+        for label, (begin, end) in enumerate(ranges):
+            for key in range(begin, end):
+                writer.write(key, pack_image(ImageHeader((float(label),), key), image))
+        for label, (begin, end) in enumerate(ranges):
+            header = ImageHeader((float(begin), float(end)), 10 + label, is_array=True)
+            writer.write(10 + label, pack_image(header, b""))
+
+
+def test_a_class_without_a_sample_is_refused_or_warned_about(bucket_url: str, tmp_path: Path) -> None:
+    write_with_an_empty_class(bucket_url)
+    where = ("--data.url", bucket_url, "--output.url", str(tmp_path), "--train.perf-steps", "1")
+    with pytest.raises(
+        AppError, match=r"train\.rec: 1 of 4 classes have no image, the first is 2: .*empty-classes warn"
+    ):
+        start(*where)
+    assert not (tmp_path / "orl" / "recipe.toml").exists()
+    with pytest.warns(UserWarning, match=r"1 of 4 classes have no image, the first is 2"):
+        start(*where, "--data.empty-classes", "warn")
+
+
+def test_more_classes_than_the_dataset_has_is_the_same(data: str, tmp_path: Path) -> None:
+    with pytest.raises(AppError, match=r"3 of 7 classes have no image, the first is 4"):
+        start("--data.url", data, "--output.url", str(tmp_path), "--data.num-classes", "7")
+
+
+def test_an_identity_record_that_is_no_range_is_named(bucket_url: str, tmp_path: Path) -> None:
+    with RecordWriter(storage.join(bucket_url, "train.rec")) as writer:
+        writer.write(0, pack_image(ImageHeader((2.0, 3.0), is_array=True), b""))
+        writer.write(1, pack_image(ImageHeader((0.0,), 1), b"\xff\xd8"))
+        writer.write(2, pack_image(ImageHeader((1.0,), 2), b""))
+    with pytest.raises(AppError, match=r"identity record of class 0 \(bytes \d+-\d+\): not a range"):
+        start("--data.url", bucket_url, "--output.url", str(tmp_path))
 
 
 def test_the_command_line_prints_one_line_and_keeps_secrets(object_store: ObjectStore, tmp_path: Path) -> None:
