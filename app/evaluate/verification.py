@@ -84,7 +84,7 @@ def embed_set(
     embeddings = np.concatenate(summed)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     distances = np.square(embeddings[0::2] - embeddings[1::2]).sum(axis=1)
-    return distances, float(np.concatenate(plain).sum())
+    return distances, float(np.concatenate(plain).sum(dtype=np.float64))
 
 
 def verify_set(

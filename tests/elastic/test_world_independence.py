@@ -83,6 +83,9 @@ def test_another_dataset_or_batch_size_is_refused_on_resume(data: str, undisturb
     done = train(1, data, undisturbed, *WORKERS, "--train.batch-size", "3", check=False)
     assert done.returncode == 65
     assert "batch_size 6, this one has 3" in done.stderr
+    done = train(1, data, undisturbed, *WORKERS, "--model.backbone", "mbf", check=False)
+    assert done.returncode == 65
+    assert "holds a run with backbone 'r10_small', this one has 'mbf'" in done.stderr
     other = str(tmp_path / "other")
     write_faces(other)
     done = train(1, other, undisturbed, *WORKERS, check=False)
