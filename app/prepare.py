@@ -9,7 +9,8 @@ from app import storage
 from app.data.prepare.folder import prepare_folder
 from app.data.prepare.orl import prepare_orl
 from app.data.prepare.pairs import prepare_pairs
-from app.data.prepare.tools import check_dataset, contact_sheet, shuffle_dataset, split_dataset
+from app.data.prepare.reorder import shuffle_dataset, split_dataset
+from app.data.prepare.tools import check_dataset, contact_sheet
 from app.errors import run_main
 
 

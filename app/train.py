@@ -217,6 +217,12 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
     if recipe.train.sync_bn and world.size > 1:
         if world.device.kind == "cpu":
             raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
+        if plan.logical_workers % world.size:
+            # A rank without a micro-batch would be missing in the layers' collectives.
+            raise RecipeError(
+                f"train.sync_bn needs equal shares: {plan.logical_workers} logical workers on {world.size} processes; "
+                "start a number of processes that divides them, or leave it off"
+            )
         backbone = torch.nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     if recipe.model.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -37,7 +37,7 @@ def write_faces(folder: str, *, classes: int = 10, per_class: int = 12, size: in
             )
             images.append((label, encode_jpeg(image.astype(np.uint8))))
     with RecordWriter(storage.join(folder, "train.rec")) as writer:
-        write_identity_layout(writer, images)
+        write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])
 
 
 def environment() -> dict[str, str]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from app.data.loader import Batch
-from app.device import detect_device
+from app.device import Device, detect_device
 from app.elastic.plan import ElasticPlan
+from app.errors import AppError
 from app.recipe import DataConfig, ModelConfig, OptimConfig, Recipe, TrainConfig
 from app.train import make_trainer
 from app.trainer import NotFiniteError, Trainer
@@ -104,6 +105,15 @@ def test_compressed_gradients_differ_by_rounding_only_and_are_equal_on_all_ranks
     exact, (found, other) = run_ranks(gradients, 2, "none")[0], run_ranks(gradients, 2, compression)
     assert torch.equal(found, other)
     assert 0 < (found - exact).norm() < 2 * unit * exact.norm()
+
+
+def test_synchronised_batch_norm_needs_an_accelerator_and_equal_shares() -> None:
+    recipe = replace(RECIPE, train=replace(RECIPE.train, sync_bn=True))
+    with pytest.raises(AppError, match=r"sync_bn needs an accelerator"):
+        make_trainer(recipe, World(0, 2, 0, detect_device()), ElasticPlan(4, 2), CLASSES)
+    npu = Device("npu", torch.device("cpu"), "gloo")
+    with pytest.raises(AppError, match=r"sync_bn needs equal shares: 4 logical workers on 3 processes"):
+        make_trainer(recipe, World(0, 3, 0, npu), ElasticPlan(4, 3), CLASSES)
 
 
 def not_finite(rank: int, world: int) -> tuple[str, list[list[int]], bool]:

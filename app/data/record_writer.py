@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -59,23 +61,26 @@ def index_url(record_url: str) -> str:
     return record_url.removesuffix(".rec") + ".idx"
 
 
-def write_identity_layout(writer: RecordWriter, images: list[tuple[int, bytes]]) -> None:
+def write_identity_layout(writer: RecordWriter, labels: Sequence[int], images: Iterable[bytes]) -> None:
     """Write images in insightface's layout.
 
     Record 0 holds ``(N+1, N+1+C)``: images are keys 1..N; keys N+1..N+C are one record an identity whose labels are
     the half-open range of its image keys.
 
     Args:
-        images: (class, encoded image) pairs, grouped by class, classes counted from 0 without gaps.
+        labels: class of each image: grouped, and counted from 0 without gaps.
+        images: the encoded images in that order; may be made as they are written.
+
+    Raises:
+        ValueError: the labels are not so, or there are not as many images.
     """
-    labels = [label for label, _ in images]
-    count, classes = len(images), (max(labels) + 1 if labels else 0)
-    if labels != sorted(labels) or len(set(labels)) != classes:
+    count, classes = len(labels), (labels[-1] + 1 if labels else 0)
+    if classes and (labels[0] != 0 or not all(after - before in (0, 1) for before, after in pairwise(labels))):
         raise ValueError("images must be grouped by class, and classes numbered from 0 without gaps")
     header = ImageHeader((float(count + 1), float(count + 1 + classes)), is_array=True)
     writer.write(0, pack_image(header, b""))
     first_key: list[int] = []
-    for key, (label, image) in enumerate(images, start=1):
+    for key, (label, image) in enumerate(zip(labels, images, strict=True), start=1):
         if label == len(first_key):
             first_key.append(key)
         writer.write(key, pack_image(ImageHeader((float(label),), key), image))

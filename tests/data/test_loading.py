@@ -29,7 +29,7 @@ def write_dataset(folder: str, *, bad: set[int] = frozenset(), side: int = SIZE)
             image = encode_jpeg(generator.integers(0, 255, (side, side, 3), dtype=np.uint8))
             images.append((label, image[:40] if len(images) in bad else image))
     with RecordWriter(storage.join(folder, "train.rec")) as writer:
-        write_identity_layout(writer, images)
+        write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])
 
 
 def make_loader(folder: str, *, workers: int = 2, batch: int = 4, **config: object) -> Loader:

@@ -14,7 +14,9 @@ from app.data.bin_sets import load_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, encode_jpeg
 from app.data.prepare import folder as folder_module
+from app.data.prepare import reorder
 from app.data.prepare.orl import PrepareError, prepare_orl
+from app.data.prepare.reorder import shuffle_dataset
 from app.data.prepare.tools import read_all
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.prepare import main
@@ -85,7 +87,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture
     generator = np.random.default_rng(0)
     good = [encode_jpeg(generator.integers(0, 255, (side, side, 3), dtype=np.uint8)) for side in (16, 16, 20)]
     with RecordWriter(str(tmp_path / "train.rec")) as writer:
-        write_identity_layout(writer, [(0, good[0]), (0, good[1][:50]), (1, good[2])])
+        write_identity_layout(writer, [0, 0, 1], [good[0], good[1][:50], good[2]])
     (tmp_path / "property").write_text("4,112,112")
     assert main(["check", "--data", str(tmp_path)]) == 1
     captured = capsys.readouterr()
@@ -120,6 +122,32 @@ def test_shuffle_keeps_every_record_and_split_holds_people_out(bucket_url: str) 
     assert sorted({label for label, _ in held}) == [0, 1]
     assert sorted({label for label, _ in rest}) == [0, 1, 2, 3]
     assert sorted(image for _, image in held + rest) == sorted(image for _, image in before)
+    for part in (held, rest):  # people stay together: a label is the same person before and after
+        people = {label: {image for new, image in part if new == label} for label, _ in part}
+        assert all(any(faces == {i for old, i in before if old == p} for p in range(6)) for faces in people.values())
+
+
+def test_shuffle_through_many_buckets_is_the_same_order(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_faces(f"{bucket_url}/set", classes=6, per_class=5)
+    one = shuffle_dataset(f"{bucket_url}/set", f"{bucket_url}/one", seed=4)
+    monkeypatch.setattr(reorder, "BUCKET_BYTES", 7 * open_dataset(f"{bucket_url}/set").record_bytes)
+    assert shuffle_dataset(f"{bucket_url}/set", f"{bucket_url}/many", seed=4) == one
+    assert contents(f"{bucket_url}/many") == contents(f"{bucket_url}/one")
+    expected = np.random.default_rng(4).permutation(30)
+    before = contents(f"{bucket_url}/set")
+    assert contents(f"{bucket_url}/many") == [before[position] for position in expected]
+
+
+def test_a_damaged_record_is_not_carried_over(tmp_path: Path) -> None:
+    write_faces(str(tmp_path / "set"), classes=3, per_class=3)
+    path, dataset = tmp_path / "set" / "train.rec", open_dataset(str(tmp_path / "set"))
+    data = bytearray(path.read_bytes())
+    data[int(dataset.starts[4])] ^= 0xFF
+    path.write_bytes(data)
+    for kind, options in (("shuffle", []), ("split", ["--people", "1"])):
+        with pytest.raises(PrepareError, match=r"record key 5 .*mend the dataset first"):
+            main([kind, "--data", str(tmp_path / "set"), "--output", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
 
 
 def test_pairs_become_a_set(bucket_url: str) -> None:

@@ -86,6 +86,7 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_identity_layout_needs_grouped_classes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [[1, 0], [1, 1], [0, 2], [0, 1, 0]])
+def test_the_identity_layout_needs_grouped_classes(tmp_path: Path, labels: list[int]) -> None:
     with pytest.raises(ValueError, match="grouped"), RecordWriter(str(tmp_path / "train.rec")) as writer:
-        write_identity_layout(writer, [(1, b""), (0, b"")])
+        write_identity_layout(writer, labels, [b""] * len(labels))

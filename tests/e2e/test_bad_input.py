@@ -50,7 +50,7 @@ def test_an_index_that_is_missing(data: str, tmp_path: Path) -> None:
 
 def test_an_empty_dataset(bucket_url: str, tmp_path: Path) -> None:
     with RecordWriter(storage.join(bucket_url, "train.rec")) as writer:
-        write_identity_layout(writer, [])
+        write_identity_layout(writer, [], [])
     with pytest.raises(AppError, match=r"train\.rec: the dataset holds no image"):
         start("--data.url", bucket_url, "--output.url", str(tmp_path))
 
@@ -65,7 +65,7 @@ def test_a_truncated_rec(data: str, tmp_path: Path) -> None:
 def test_an_unreadable_jpeg_is_named_with_its_key_and_bytes(bucket_url: str, tmp_path: Path) -> None:
     images = [(label, b"\xff\xd8 not a jpeg" if label == 1 else b"\xff\xd8\xff") for label in range(12)]
     with RecordWriter(storage.join(bucket_url, "train.rec")) as writer:
-        write_identity_layout(writer, images)
+        write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(AppError, match=r"record key \d+ \(bytes \d+-\d+\)"):
         start("--data.url", bucket_url, "--output.url", str(tmp_path))
 

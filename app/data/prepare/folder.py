@@ -55,22 +55,21 @@ def prepare_folder(source: str, output: str, *, size: int = 112, quality: int = 
         storage.delete_tree(parts)
     storage.write_bytes(storage.join(parts, "jobs.json"), json.dumps(jobs).encode())
     done = set(storage.list_names(parts))
+    names: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
         for number, chunk in enumerate(_chunks(jobs)):
-            name = f"{number:06d}.npz"
+            name = f"{number:06d}.part"
+            names.append(name)
             if name not in done:
                 encoded = list(pool.map(lambda job: _load(job[1], size, quality), chunk))
                 storage.write_bytes(storage.join(parts, name), _pack(encoded))
-    images: list[tuple[int, bytes]] = []
-    for number, chunk in enumerate(_chunks(jobs)):
-        encoded = _unpack(storage.read_bytes(storage.join(parts, f"{number:06d}.npz")))
-        images += [(label, image) for (label, _), image in zip(chunk, encoded, strict=True)]
     with RecordWriter(storage.join(output, "train.rec")) as writer:
-        write_identity_layout(writer, images)
+        images = (image for name in names for image in _unpack(storage.read_bytes(storage.join(parts, name))))
+        write_identity_layout(writer, [label for label, _ in jobs], images)
     storage.write_bytes(storage.join(output, "property"), f"{len(people)},{size},{size}".encode())
     storage.write_bytes(storage.join(output, "people.json"), json.dumps(list(people), indent=0).encode())
     storage.delete_tree(parts)
-    return f"{len(images)} images of {len(people)} people"
+    return f"{len(jobs)} images of {len(people)} people"
 
 
 def _same_source(parts: str, jobs: list[tuple[int, str]]) -> bool:

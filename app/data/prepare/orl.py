@@ -78,7 +78,7 @@ def prepare_orl(output: str, *, train_people: int = 30, seed: int = 0, shuffle_p
         people = [people[i] for i in np.random.default_rng(seed).permutation(PEOPLE)]
     images = [(label, image) for label, of_person in enumerate(people[:train_people]) for image in of_person]
     with RecordWriter(storage.join(output, "train.rec")) as writer:
-        write_identity_layout(writer, images)
+        write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])
     storage.write_bytes(storage.join(output, "property"), f"{train_people},{SIZE},{SIZE}".encode())
     pair_images, issame = make_pairs(people[train_people:], seed)
     storage.write_bytes(storage.join(output, "orl.bin"), dump_set(pair_images, issame))

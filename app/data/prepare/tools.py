@@ -1,4 +1,4 @@
-"""Work on existing ``.rec`` files: check, count, shuffle, split off people, look at samples."""
+"""Look at existing ``.rec`` files: check, count, see samples."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from app.data.dataset import Dataset, open_dataset
 from app.data.decode import decode_image, resize
 from app.data.prepare.orl import PrepareError
 from app.data.reader import RecordReader
-from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import ImageHeader, RecordError, pack_image
+from app.data.recordio import ImageHeader, RecordError
 
-_CHUNK = 2048  # records in memory at a time
+CHUNK = 2048  # records in memory at a time
 
 
 def read_all(dataset: Dataset) -> Iterator[tuple[int, ImageHeader | None, bytes, str]]:
     """Every record in file order: position, header, image bytes, and what is wrong with it (then no header)."""
     reader = RecordReader(dataset)
-    for start in range(0, len(dataset), _CHUNK):
-        positions = range(start, min(start + _CHUNK, len(dataset)))
+    for start in range(0, len(dataset), CHUNK):
+        positions = range(start, min(start + CHUNK, len(dataset)))
         for position, record in zip(positions, reader.read(positions), strict=True):
             try:
                 header, image = reader.parse(position, record)
@@ -80,43 +79,6 @@ def check_dataset(url: str, *, decode: bool = True) -> tuple[str, list[str]]:
 
 def _sizes(sizes: dict[tuple[int, int], int]) -> str:
     return ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(sizes.items()))
-
-
-def shuffle_dataset(url: str, output: str, seed: int) -> str:
-    """Write the same records in a random order, for readers that shuffle in small windows only.
-
-    Identity records go away with the order that they describe; the ``property`` file keeps the class count.
-    """
-    dataset = open_dataset(url)
-    order = np.random.default_rng(seed).permutation(len(dataset))
-    reader = RecordReader(dataset)
-    with RecordWriter(storage.join(output, "train.rec")) as writer:
-        for start in range(0, len(order), _CHUNK):
-            chunk = order[start : start + _CHUNK]
-            for key, (position, record) in enumerate(zip(chunk.tolist(), reader.read(chunk), strict=True), start):
-                writer.write(key, pack_image(*reader.parse(position, record)))
-    if dataset.num_classes:
-        storage.write_bytes(storage.join(output, "property"), f"{dataset.num_classes},112,112".encode())
-    return f"{len(order)} records in the order of seed {seed}"
-
-
-def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
-    """Split off some people: they go to ``output/held-out``, the others, renumbered, to ``output/train``."""
-    dataset = open_dataset(url)
-    groups: dict[int, list[bytes]] = {}
-    for _, header, image, problem in read_all(dataset):
-        if header is None:
-            raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
-        groups.setdefault(int(header.labels[0]), []).append(image)
-    if not 0 < people < len(groups):
-        raise PrepareError(f"--people must be 1..{len(groups) - 1}, got {people}")
-    chosen = set(np.random.default_rng(seed).permutation(sorted(groups))[:people].tolist())
-    for name, members in (("held-out", chosen), ("train", groups.keys() - chosen)):
-        images = [(new, image) for new, old in enumerate(sorted(members)) for image in groups[old]]
-        with RecordWriter(storage.join(output, name, "train.rec")) as writer:
-            write_identity_layout(writer, images)
-        storage.write_bytes(storage.join(output, name, "property"), f"{len(members)},112,112".encode())
-    return f"{people} people held out, {len(groups) - people} to train on"
 
 
 def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns: int = 10) -> str:

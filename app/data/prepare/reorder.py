@@ -1,0 +1,104 @@
+"""The same records in another order, or in two files: shuffle a dataset, split people off. Memory stays bounded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import storage
+from app.data.dataset import Dataset, open_dataset
+from app.data.prepare.orl import PrepareError
+from app.data.prepare.tools import CHUNK, read_all
+from app.data.reader import RecordReader
+from app.data.record_writer import RecordWriter, write_identity_layout
+from app.data.recordio import pack_image
+
+BUCKET_BYTES = 256 << 20
+
+
+def shuffle_dataset(url: str, output: str, seed: int) -> str:
+    """Write the same records in a random order, for readers that shuffle in small windows only.
+
+    The source is read once, from front to back: records are dealt out to buckets of about 256 MiB in the temporary
+    folder (``TMPDIR``; it needs room for the dataset), then each bucket is put in order and written. Identity records
+    go away with the order that they describe; the ``property`` file keeps the class count.
+
+    Raises:
+        PrepareError: a record is damaged; nothing is written.
+    """
+    dataset = open_dataset(url)
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    rows = max(1, int(BUCKET_BYTES / dataset.record_bytes))
+    with tempfile.TemporaryDirectory(prefix="shuffle-") as folder:
+        buckets = [Path(folder, str(number)) for number in range(-(-len(order) // rows))]
+        _deal_out(dataset, place, rows, buckets)
+        with RecordWriter(storage.join(output, "train.rec")) as writer:
+            for number, bucket in enumerate(buckets):
+                for key, data in enumerate(_in_order(bucket), start=number * rows):
+                    writer.write(key, data)
+                bucket.unlink()
+    if dataset.num_classes:
+        storage.write_bytes(storage.join(output, "property"), f"{dataset.num_classes},112,112".encode())
+    return f"{len(order)} records in the order of seed {seed}"
+
+
+def _deal_out(dataset: Dataset, place: NDArray[np.int64], rows: int, buckets: Sequence[Path]) -> None:
+    """Append each record, with its place and size as two int64, to the bucket of its place."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(bucket.open("wb")) for bucket in buckets]
+        for position, header, image, problem in read_all(dataset):
+            if header is None:
+                raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+            data, target = pack_image(header, image), int(place[position])
+            files[target // rows].write(np.array([target, len(data)], dtype="<i8").tobytes() + data)
+
+
+def _in_order(bucket: Path) -> list[bytes]:
+    content, found, start = bucket.read_bytes(), {}, 0
+    while start < len(content):
+        target, size = np.frombuffer(content, dtype="<i8", count=2, offset=start).tolist()
+        found[target] = content[start + 16 : start + 16 + size]
+        start += 16 + size
+    return [found[target] for target in sorted(found)]
+
+
+def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
+    """Split off some people: they go to ``output/held-out``, the others, renumbered, to ``output/train``.
+
+    Labels are read in a first pass, images in a second.
+
+    Raises:
+        PrepareError: a record is damaged, or there are not more people than are to be held out; nothing is written.
+    """
+    dataset = open_dataset(url)
+    labels = np.empty(len(dataset), dtype=np.int64)
+    for position, header, _, problem in read_all(dataset):
+        if header is None:
+            raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+        labels[position] = int(header.labels[0])
+    known = np.unique(labels)
+    if not 0 < people < len(known):
+        raise PrepareError(f"--people must be 1..{len(known) - 1}, got {people}")
+    held_out = np.random.default_rng(seed).permutation(known)[:people]
+    for name, members in (("held-out", np.sort(held_out)), ("train", np.setdiff1d(known, held_out))):
+        positions = np.flatnonzero(np.isin(labels, members))
+        grouped = positions[np.argsort(labels[positions], kind="stable")]
+        with RecordWriter(storage.join(output, name, "train.rec")) as writer:
+            write_identity_layout(writer, np.searchsorted(members, labels[grouped]).tolist(), _images(dataset, grouped))
+        storage.write_bytes(storage.join(output, name, "property"), f"{len(members)},112,112".encode())
+    return f"{people} people held out, {len(known) - people} to train on"
+
+
+def _images(dataset: Dataset, positions: NDArray[np.int64]) -> Iterator[bytes]:
+    reader = RecordReader(dataset)
+    for start in range(0, len(positions), CHUNK):
+        chunk = positions[start : start + CHUNK]
+        for position, record in zip(chunk.tolist(), reader.read(chunk), strict=True):
+            yield reader.parse(position, record)[1]
