@@ -87,7 +87,8 @@ class TrainConfig:
 
     epochs: int = 20
     batch_size: int = 128  # micro-batch: samples of one logical worker
-    logical_workers: int = 0  # 0: processes at the first start x gradient_accumulation
+    logical_workers: int = 0  # 0: processes x gradient_accumulation
+    max_processes: int = 0  # of an elastic job at its largest; 0: as many as start it first
     gradient_accumulation: int = 1
     precision: str = "fp32"  # fp32 | bf16 | fp16
     sync_bn: bool = False

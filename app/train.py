@@ -152,7 +152,8 @@ def make_plan(
 ) -> ElasticPlan:
     """Shares of the logical workers: as many as the first start had, for ever."""
     if resumed is None:
-        workers = recipe.train.logical_workers or world.size * recipe.train.gradient_accumulation
+        train = recipe.train
+        workers = train.logical_workers or max(train.max_processes, world.size) * train.gradient_accumulation
         return ElasticPlan(workers, world.size)
     meta = resumed.meta
     for field, now in [

@@ -9,7 +9,7 @@ from torchx.specs import macros
 
 from components.hardware import HardwareProfile, load_profile
 from components.overlays import mark_preemptible, overlay_job, overlay_pod
-from components.recipes import gradient_accumulation, known_recipe
+from components.recipes import known_recipe
 
 PYTHON = "python"
 _NODES = re.compile(r"(\d+)(?::(\d+))?")
@@ -89,7 +89,7 @@ def train_app(
             *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", recipe, "--name", run_name),
             *(("--data.url", data) if data else ()),
             *(("--output.url", output) if output else ()),
-            *logical_workers(app_args, recipe, most * processes),
+            *largest_world(app_args, most * processes),
             *app_args,
         ],
         env={**_WRITABLE_HOME, **profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
@@ -231,19 +231,16 @@ def check_image(image: str) -> None:
         )
 
 
-def logical_workers(app_args: list[str], recipe: str, most: int) -> list[str]:
-    """The option that fixes the number of logical workers: enough for the largest world, unless the user chose.
+def largest_world(app_args: list[str], most: int) -> list[str]:
+    """The option that tells the app how many processes there may be: the logical workers follow from it and the recipe.
 
     Raises:
-        ComponentError: the user chose fewer than the largest world has processes.
+        ComponentError: the user chose fewer logical workers than the largest world has processes.
     """
     chosen = option_value(app_args, "train.logical-workers")
-    if chosen is None:
-        accumulation = option_value(app_args, "train.gradient-accumulation")
-        return ["--train.logical-workers", str(most * int(accumulation or gradient_accumulation(recipe)))]
-    if int(chosen) < most:
+    if chosen is not None and int(chosen) < most:
         raise ComponentError(f"--train.logical-workers {chosen} cannot feed {most} processes: each needs one")
-    return []
+    return ["--train.max-processes", str(most)]
 
 
 def option_value(app_args: list[str], name: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent.parent / "app" / "recipes"
@@ -19,23 +18,14 @@ def recipe_names() -> list[str]:
 
 
 def known_recipe(recipe: str) -> None:
-    """Refuse a recipe that the app will not know; the URL of a TOML file is for the app to judge.
+    """Refuse a recipe that the app will not know; the URL of a file is for the app to judge.
 
     Raises:
         UnknownRecipeError: there is none of that name.
     """
     names = recipe_names()
-    if not names or recipe.endswith(".toml") or recipe in names:
+    if not names or recipe.endswith((".toml", ".py")) or recipe in names:
         return
     near = difflib.get_close_matches(recipe, names, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownRecipeError(f"unknown recipe {recipe!r}: {hint}python -m app.train --list-recipes shows all")
-
-
-def gradient_accumulation(recipe: str) -> int:
-    """Micro-batches a process and step, as the published recipe has it; 1 where it says nothing."""
-    path = _FOLDER / f"{recipe}.toml"
-    if recipe.endswith(".toml") or not path.exists():
-        return 1
-    train = tomllib.loads(path.read_text()).get("train", {})
-    return int(train.get("gradient_accumulation", 1))

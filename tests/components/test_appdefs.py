@@ -16,6 +16,10 @@ from torchx.schedulers.kubernetes_scheduler import Opts
 from torchx.specs import AppDef
 from torchx.specs.finder import get_component
 
+from app.device import detect_device
+from app.options import parse_arguments
+from app.train import make_plan
+from app.world import World
 from tests.components.api_server import problems_of_job
 from tests.jobs import ROOT
 from torchx_plugins.schedulers.elastic_kubernetes import create_scheduler
@@ -123,21 +127,31 @@ def trainer_args(**options: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "workers"),
     [
-        ({"nnodes": "4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, "32"),
-        ({"nnodes": "2:4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, "32"),
-        ({"nnodes": "1", "nproc_per_node": 8, "recipe": "wf42m_pfc03_40epoch_8gpu_vit_b"}, "96"),
-        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient-accumulation=3"]}, "6"),
-        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient_accumulation", "3"]}, "6"),
+        ({"nnodes": "4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, 32),
+        ({"nnodes": "2:4", "nproc_per_node": 8, "recipe": "glint360k_r100"}, 32),
+        ({"nnodes": "1", "nproc_per_node": 8, "recipe": "wf42m_pfc03_40epoch_8gpu_vit_b"}, 96),
+        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient-accumulation=3"]}, 6),
+        ({"nnodes": "2", "recipe": "orl", "app_args": ["--train.gradient_accumulation", "3"]}, 6),
     ],
 )
-def test_logical_workers_follow_the_largest_world(options: dict[str, Any], workers: str) -> None:
-    args = trainer_args(**options)
-    assert args[args.index("--train.logical-workers") + 1] == workers
+def test_logical_workers_follow_the_largest_world_and_the_recipe(options: dict[str, Any], workers: int) -> None:
+    assert planned_workers(trainer_args(**options)) == workers
+
+
+def test_a_recipe_file_of_ones_own_keeps_its_gradient_accumulation(tmp_path: Path) -> None:
+    path = tmp_path / "ours.toml"
+    path.write_text("[train]\ngradient_accumulation = 5\n")
+    assert planned_workers(trainer_args(nnodes="1:2", recipe=str(path))) == 10
+
+
+def planned_workers(args: list[str]) -> int:
+    """What the app makes of a trainer's arguments when one process starts."""
+    recipe = parse_arguments(args[args.index("--") + 1 :])
+    return make_plan(recipe, World(0, 1, 0, detect_device()), None, 10, None).logical_workers
 
 
 def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
-    args = trainer_args(nnodes="1:2", recipe="orl", app_args=["--train.logical-workers", "6"])
-    assert args.count("--train.logical-workers") == 1
+    assert planned_workers(trainer_args(nnodes="1:2", recipe="orl", app_args=["--train.logical-workers", "6"])) == 6
     with pytest.raises(ValueError, match=r"--train\.logical-workers 3 cannot feed 4 processes"):
         trainer_args(nnodes="4", recipe="orl", app_args=["--train.logical-workers", "3"])
 

@@ -59,7 +59,7 @@ def test_an_elastic_job_waits_for_its_least_number_only(server: ApiServer) -> No
     assert trainer["metadata"]["annotations"]["volcano.sh/preemptable"] == "true"
     assert "volcano.sh/preemptable" not in job["spec"]["tasks"][0]["template"]["metadata"]["annotations"]
     command = trainer["spec"]["containers"][0]["command"]
-    assert command[command.index("--train.logical-workers") + 1] == "32"
+    assert command[command.index("--train.max-processes") + 1] == "32"
 
 
 def test_a_dry_run_asks_the_server_and_creates_nothing(server: ApiServer) -> None:
