@@ -13,6 +13,7 @@ from typing import Any
 
 from app import storage
 from app.recipe import Recipe, RecipeError, validate
+from app.reference_config import read_reference_config
 
 # Parameters of the trainers people come from, and the fields that took their place.
 SEED_OPTIONS = {
@@ -31,13 +32,18 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """A recipe by name, or from the URL of a TOML file.
+    """A recipe by name, from the URL of a TOML file, or from that of a configuration of arcface_torch (``.py``).
 
     Raises:
         RecipeError: there is none of that name; the nearest is suggested.
     """
     if name.endswith(".toml"):
         return parse_recipe(storage.read_bytes(name).decode(), name.rsplit("/", 1)[-1].removesuffix(".toml"), name)
+    if name.endswith(".py"):
+        recipe = Recipe(name=name.rsplit("/", 1)[-1].removesuffix(".py"))
+        for path, value in read_reference_config(storage.read_bytes(name).decode(), name).items():
+            recipe = override(recipe, path, value, name)
+        return recipe
     names = recipe_names()
     if name not in names:
         raise RecipeError(f"unknown recipe {name!r}{_nearest(name, names)}; --list-recipes shows all {len(names)}")

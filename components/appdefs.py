@@ -67,7 +67,7 @@ def train_app(
     profile = load_profile(hardware)
     processes = nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
-    run_name = name or recipe.rsplit("/", 1)[-1].removesuffix(".toml")
+    run_name = name or recipe.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".py")
     rendezvous = specs.Role(
         name="rdzv",  # no dash: it becomes part of a variable's name
         image=image,

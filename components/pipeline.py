@@ -108,7 +108,7 @@ def verify_arguments(options: argparse.Namespace, defaults: dict[str, dict[str, 
     dist = defaults.get(f"{FILE}:arcface_dist", {})
     output = options.output or dist.get("output", "runs")
     recipe = options.recipe or dist.get("recipe", "glint360k_r100")
-    name = options.name or dist.get("name") or recipe.rsplit("/", 1)[-1].removesuffix(".toml")
+    name = options.name or dist.get("name") or recipe.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".py")
     given = {
         "model": f"{output.rstrip('/')}/{name}",
         "sets": options.sets or options.data or dist.get("data", ""),

@@ -31,7 +31,7 @@ def make_app(nnodes: str, data: str, output: str, *options: str, max_restarts: i
         data=data,
         output=output,
         hardware="cpu",
-        image="none",
+        image="arcface:here",  # no image is used by processes
         rdzv_port=free_port(),
         max_restarts=max_restarts,
     )

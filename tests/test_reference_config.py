@@ -1,0 +1,135 @@
+"""Configuration files of arcface_torch as recipes: the published values come out, and nothing is executed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.options import load_recipe, parse_arguments
+from app.recipe import RecipeError
+
+HEAD = "from easydict import EasyDict as edict\n\nconfig = edict()\n"
+PUBLISHED = {
+    "ms1mv3_r50": """
+config.margin_list = (1.0, 0.5, 0.0)
+config.network = "r50"
+config.resume = False
+config.output = None
+config.embedding_size = 512
+config.sample_rate = 1.0
+config.fp16 = True
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.batch_size = 128
+config.lr = 0.1
+config.verbose = 2000
+config.dali = False
+config.num_classes = 93431
+config.num_image = 5179510
+config.num_epoch = 20
+config.warmup_epoch = 0
+config.val_targets = ['lfw', 'cfp_fp', "agedb_30"]
+""",
+    "wf42m_pfc03_40epoch_8gpu_vit_b": """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "vit_b_dp005_mask_005"
+config.sample_rate = 0.3
+config.fp16 = True
+config.weight_decay = 0.1
+config.batch_size = 256
+config.gradient_acc = 12  # a total of 256 x 12 on each of 8 devices
+config.optimizer = "adamw"
+config.lr = 0.001
+config.num_classes = 2059906
+config.num_image = 42474557
+config.num_epoch = 40
+config.warmup_epoch = config.num_epoch // 10
+config.val_targets = []
+""",
+    "3millions": """
+'''Speed only.'''
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "mbf"
+config.sample_rate = 0.1
+config.fp16 = True
+config.batch_size = 256 * 2
+config.rec = "synthetic"
+config.num_classes = 30 * 10000
+config.num_image = 100000
+config.num_epoch = 30
+config.warmup_epoch = -1
+config.val_targets = []
+""",
+    "wf42m_pfc02_vit_h": """
+config.margin_list = (1.0, 0.0, 0.4)
+config.network = "vit_h"
+config.sample_rate = 0.5
+config.fp16 = True
+config.weight_decay = 0.1
+config.batch_size = 768
+config.optimizer = "adamw"
+config.lr = 0.001
+config.dali = True
+config.dali_aug = True
+config.num_classes = 2059906
+config.num_image = 42474557
+config.num_epoch = 16
+config.warmup_epoch = 2
+config.val_targets = []
+""",
+}
+
+
+def write(folder: Path, text: str, name: str = "ours.py") -> str:
+    (folder / name).write_text(HEAD + text)
+    return str(folder / name)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_give_the_published_recipes(tmp_path: Path, name: str) -> None:
+    assert load_recipe(write(tmp_path, PUBLISHED[name], f"{name}.py")) == load_recipe(name)
+
+
+def test_it_is_a_recipe_like_any_other(tmp_path: Path) -> None:
+    path = write(tmp_path, 'config.rec = "/data/faces"\nconfig.batch_size = 64\nconfig.dali_aug = True')
+    recipe = parse_arguments(["--recipe", path, "--train.batch-size", "32", "--name", "x"])
+    assert (recipe.name, recipe.data.url, recipe.train.batch_size) == ("x", "/data/faces", 32)
+    assert recipe.data.augment == "reference"
+    older = load_recipe(write(tmp_path, 'config.loss = "cosface"'))
+    assert (older.head.m1, older.head.m2, older.head.m3) == (1.0, 0.0, 0.4)
+    assert replace(load_recipe(write(tmp_path, "config.seed = 2048")), name="custom") == replace(
+        parse_arguments([]), name="custom"
+    )
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, 'config.lr = 0.2\nconfig.wandb_key = "0123456789abcdef"')
+    with pytest.warns(UserWarning, match=r"line 5: config\.wandb_key has no effect: keys come from") as caught:
+        load_recipe(path)
+    assert "0123456789abcdef" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config.lr = __import__('os').getpid()", r"line 4: \"__import__\('os'\)\.getpid\(\)\" is neither a literal"),
+        ("import os\nos.abort()", "line 5: only config.NAME = VALUE is read; nothing is executed"),
+        ("for i in range(3): config.lr = i", "line 4: only config.NAME"),
+        ("config.batch_sise = 1", r"line 4: unknown setting config\.batch_sise: did you mean 'batch_size'\?"),
+        ("config.qqq = 1", r"line 4: unknown setting config\.qqq: remove it"),
+        ("config.lr = config.nothing * 2", "line 4: 'config.nothing' is neither"),
+        ("config.lr = 1 / 0", "line 4: division by zero"),
+        ("config.lr = 'a' * 1000000000", "line 4: .* is neither a literal"),
+        ("config.loss = 'softmax'", r"line 4: config\.loss cannot be 'softmax'"),
+        ("config.margin_list = 3", r"line 4: config\.margin_list cannot be 3"),
+        ("config.batch_size = 'many'", "train.batch_size must be a whole number"),
+        ("config.lr = ", "not a configuration module"),
+        ("", "sets nothing"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, text))
