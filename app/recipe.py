@@ -45,6 +45,7 @@ class HeadConfig:
     sample_rate: float = 1.0
     update: str = "sparse"  # sparse | dense: what happens to the optimizer state of centres that a step did not sample
     centre_dtype: str = "float32"  # float32 | bfloat16
+    init: str = ""  # URL of a reference's checkpoint to take centres from, with {rank} where there is a file a rank
     block_memory_mb: int = 256  # budget for one block of logits and its gradients
 
 

@@ -32,7 +32,7 @@ from app.loop import AnyLoader, Loop, Outcome
 from app.observe.events import EventLog
 from app.options import parse_arguments, recipe_names, to_toml
 from app.recipe import Recipe, RecipeError
-from app.run_folder import build_model, load_weights, parse_weights, run_url
+from app.run_folder import build_model, load_weights, parse_weights, read_centres, run_url
 from app.trainer import Trainer
 from app.world import World, join_world
 
@@ -242,7 +242,11 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
         matmul_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision],
         block_bytes=head.block_memory_mb << 20,
     )
-    return Trainer(recipe, world, plan, backbone.train(), PartialFC(config, margin).to_device(device))
+    partial_fc = PartialFC(config, margin)
+    if head.init:
+        size, own = recipe.model.embedding_size, (partial_fc.start, partial_fc.stop)
+        partial_fc.centres.data.copy_(read_centres(head.init, num_classes, size, *own))
+    return Trainer(recipe, world, plan, backbone.train(), partial_fc.to_device(device))
 
 
 def load_sets(recipe: Recipe) -> list[VerificationSet]:

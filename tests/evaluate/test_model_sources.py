@@ -13,9 +13,16 @@ import torch
 from app import storage
 from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
+from app.device import detect_device
+from app.elastic.plan import ElasticPlan
 from app.errors import AppError
+from app.head.class_shards import class_range
+from app.options import parse_arguments
+from app.run_folder import read_centres
 from app.train import main as train
+from app.train import make_trainer
 from app.verify import main as verify
+from app.world import World
 from tests.jobs import SMALL, write_faces
 
 
@@ -86,3 +93,33 @@ def test_a_checkpoint_of_the_reference_is_read(run: Path, tmp_path: Path) -> Non
     torch.save(wrapped, path)
     options = ["--data.url", str(run / "faces"), "--output.url", str(tmp_path / "runs"), "--model.init", str(path)]
     assert train([*SMALL, *options, "--train.stop-step", "1"]) == 0
+
+
+def write_reference_checkpoints(folder: Path, ranks: int) -> torch.Tensor:
+    """A file a rank with its share of ten centres, the first ranks one more; returns all centres."""
+    centres = torch.randn(10, 32, generator=torch.Generator().manual_seed(1))
+    for rank, share in enumerate(torch.tensor_split(centres, ranks)):
+        torch.save({"epoch": 3, "state_dict_softmax_fc": {"weight": share}}, folder / f"checkpoint_gpu_{rank}.pt")
+    return centres
+
+
+@pytest.mark.parametrize(("ranks", "processes"), [(1, 3), (3, 1), (4, 3)])
+def test_class_centres_of_the_reference_are_taken_over_by_any_number_of_ranks(
+    tmp_path: Path, ranks: int, processes: int
+) -> None:
+    centres = write_reference_checkpoints(tmp_path, ranks)
+    pattern = str(tmp_path / "checkpoint_gpu_{rank}.pt")
+    shares = [read_centres(pattern, 10, 32, *class_range(10, processes, rank)) for rank in range(processes)]
+    assert torch.equal(torch.cat(shares), centres)
+    with pytest.raises(AppError, match=rf"10 class centres in {ranks} files, the run has 11 classes"):
+        read_centres(pattern, 11, 32, 0, 11)
+    with pytest.raises(AppError, match=r"centres of shape .* are not \[classes, 64\]"):
+        read_centres(pattern, 10, 64, 0, 10)
+
+
+def test_a_run_starts_from_the_centres_of_the_reference(run: Path, tmp_path: Path) -> None:
+    centres = write_reference_checkpoints(tmp_path, 2)
+    pattern = str(tmp_path / "checkpoint_gpu_{rank}.pt")
+    recipe = parse_arguments([*SMALL, "--head.init", pattern, "--data.url", str(run / "faces")])
+    trainer = make_trainer(recipe, World(0, 1, 0, detect_device()), ElasticPlan(1, 1), 10)
+    assert torch.equal(trainer.head.centres, centres)
