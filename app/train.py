@@ -132,12 +132,10 @@ def look_for_empty_classes(recipe: Recipe, dataset: Dataset, num_classes: int, w
     One rank reads the identity records and all follow its answer. A file without such records cannot be asked;
     ``app.prepare check`` reads every record and tells.
     """
-    known = dataset.num_classes
-    empty = classes_without_image(dataset) if world.rank == 0 else []
-    if known:
-        empty += range(known, num_classes)
-    agreed = world.all_reduce([empty[0] if empty else -1, len(empty)] if world.rank == 0 else [-1, 0], "max")
-    first, count = map(int, agreed)
+    empty: list[int] = []
+    if world.rank == 0:
+        empty = [*classes_without_image(dataset), *range(dataset.num_classes or num_classes, num_classes)]
+    first, count = map(int, world.all_reduce([empty[0] if empty else -1, len(empty)], "max"))
     if not count:
         return
     text = f"{dataset.url}: {count} of {num_classes} classes have no image, the first is {first}"
@@ -211,10 +209,6 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
     """Backbone and head on this rank's device."""
     device, head = world.device.torch_device, recipe.head
     backbone = build_model(recipe.model, recipe.data.image_size).to(device)
-    if recipe.model.init:
-        load_weights(
-            backbone, parse_weights(recipe.model.init, storage.read_bytes(recipe.model.init)), recipe.model.init
-        )
     if recipe.train.sync_bn and world.size > 1:
         if world.device.kind == "cpu":
             raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
@@ -242,11 +236,17 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
         matmul_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision],
         block_bytes=head.block_memory_mb << 20,
     )
-    partial_fc = PartialFC(config, margin)
-    if head.init:
-        size, own = recipe.model.embedding_size, (partial_fc.start, partial_fc.stop)
-        partial_fc.centres.data.copy_(read_centres(head.init, num_classes, size, *own))
-    return Trainer(recipe, world, plan, backbone.train(), partial_fc.to_device(device))
+    return Trainer(recipe, world, plan, backbone.train(), PartialFC(config, margin).to_device(device))
+
+
+def start_from_weights(recipe: Recipe, trainer: Trainer) -> None:
+    """Take over the weights that the recipe names; a run that goes on has its own."""
+    if url := recipe.model.init:
+        load_weights(trainer.backbone, parse_weights(url, storage.read_bytes(url)), url)
+    if recipe.head.init:
+        head = trainer.head
+        shape = (head.config.num_classes, head.config.embedding_size)
+        head.centres.data.copy_(read_centres(recipe.head.init, *shape, head.start, head.stop))
 
 
 def load_sets(recipe: Recipe) -> list[VerificationSet]:
@@ -262,7 +262,9 @@ def load_sets(recipe: Recipe) -> list[VerificationSet]:
 def resume(loop: Loop, resumed: TrainingState | None) -> None:
     """Say how the run starts, from the last checkpoint where there is one."""
     recipe, world = loop.recipe, loop.world
-    if resumed is not None:
+    if resumed is None:
+        start_from_weights(recipe, loop.trainer)
+    else:
         loop.trainer.load(resumed)
         loop.start_at(resumed.step)
         loop.highest.update(resumed.meta["highest"])

@@ -213,11 +213,11 @@ class Trainer:
 
     def load(self, state: TrainingState) -> None:
         """Go on from a checkpoint, whatever world wrote it."""
-        self.backbone.load_state_dict(_with_prefix(state, "backbone."))
-        self.head.margin.load_state_dict(_with_prefix(state, "margin."))
+        self.backbone.load_state_dict(state.under("backbone."))
+        self.head.margin.load_state_dict(state.under("margin."))
         names = dict(self.backbone.named_parameters())
         saved: dict[str, dict[str, Tensor]] = {}
-        for path, value in _with_prefix(state, "optimizer.").items():
+        for path, value in state.under("optimizer.").items():
             name, _, key = path.rpartition(".")
             saved.setdefault(name, {})[key] = value
         for name, values in saved.items():
@@ -233,7 +233,3 @@ class Trainer:
                 value.copy_(state.sharded[key])
         self.centre_optimizer.steps = int(state.meta["centre_steps"])
         self.loss_scale.load_state_dict(state.meta["loss_scale"])
-
-
-def _with_prefix(state: TrainingState, prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in state.replicated.items() if name.startswith(prefix)}

@@ -8,8 +8,9 @@ from torchx import specs
 from torchx.specs import macros
 
 from components.hardware import HardwareProfile, load_profile
+from components.image_registry import split_reference
 from components.overlays import mark_preemptible, overlay_job, overlay_pod
-from components.recipes import known_recipe
+from components.recipes import default_run_name, known_recipe
 
 PYTHON = "python"
 _NODES = re.compile(r"(\d+)(?::(\d+))?")
@@ -67,7 +68,7 @@ def train_app(
     profile = load_profile(hardware)
     processes = nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
-    run_name = name or recipe.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".py")
+    run_name = name or default_run_name(recipe)
     rendezvous = specs.Role(
         name="rdzv",  # no dash: it becomes part of a variable's name
         image=image,
@@ -224,8 +225,7 @@ def check_image(image: str) -> None:
     """
     if not image:
         raise ComponentError("no image: pass --image, or set it in .torchxconfig under [component:components.py:...]")
-    tag = image.rsplit("/", 1)[-1].partition(":")[2]
-    if "@sha256:" not in image and tag in ("", "latest"):
+    if split_reference(image)[2] == "latest":
         raise ComponentError(
             f"image {image!r}: a tag that moves gives nodes different code; name a version or a digest"
         )

@@ -17,7 +17,10 @@ from torchx.runner import Runner, config, get_runner
 from torchx.runner.config import load_sections
 from torchx.specs import AppState, AppStatus, CfgVal
 
+from components.recipes import default_run_name
+
 FILE = "components.py"
+PASSED_ON = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
 EXIT_TRAINING_FAILED, EXIT_VERIFICATION_FAILED = 1, 3
 
 
@@ -97,8 +100,7 @@ def _showing_log(runner: Runner, handle: str, role: str) -> Iterator[None]:
 
 def train_arguments(options: argparse.Namespace) -> list[str]:
     """Command line of ``arcface_dist``; what is not given is left to its defaults and ``.torchxconfig``."""
-    names = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
-    given = [(name, getattr(options, name)) for name in names if getattr(options, name)]
+    given = [(name, getattr(options, name)) for name in PASSED_ON if getattr(options, name)]
     app = ["--", *options.app_args] if options.app_args else []
     return [word for name, value in given for word in (f"--{name}", str(value))] + app
 
@@ -108,7 +110,7 @@ def verify_arguments(options: argparse.Namespace, defaults: dict[str, dict[str, 
     dist = defaults.get(f"{FILE}:arcface_dist", {})
     output = options.output or dist.get("output", "runs")
     recipe = options.recipe or dist.get("recipe", "glint360k_r100")
-    name = options.name or dist.get("name") or recipe.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".py")
+    name = options.name or dist.get("name") or default_run_name(recipe)
     given = {
         "model": f"{output.rstrip('/')}/{name}",
         "sets": options.sets or options.data or dist.get("data", ""),
@@ -135,7 +137,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
     parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")
     parser.add_argument("--sets", default="", help="URL of the verification sets; default: the dataset's folder")
-    for name in ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port"):
+    for name in PASSED_ON:
         parser.add_argument(f"--{name}", default="", help="as of arcface_dist")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at the jobs' state")
     own, app_args = arguments, []

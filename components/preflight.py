@@ -18,6 +18,7 @@ from torchx.specs import AppDef, CfgVal
 from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
+from components.appdefs import option_value
 from components.image_registry import RegistryUnknown, require_image
 
 FILE = "components.py"
@@ -32,12 +33,6 @@ def build(arguments: list[str]) -> AppDef:
     component = get_component(f"{FILE}:arcface_dist")
     defaults = load_sections(prefix="component").get(f"{FILE}:arcface_dist", {})
     return materialize_appdef(component.fn, arguments, defaults)
-
-
-def option(app: AppDef, name: str) -> str:
-    """An option of the trainers' command line, or empty."""
-    args = app.roles[-1].args
-    return args[args.index(name) + 1] if name in args[:-1] else ""
 
 
 def check_image(app: AppDef) -> str:
@@ -59,7 +54,7 @@ def check_dataset(app: AppDef) -> str:
     Raises:
         ValueError: one is not; names it.
     """
-    url = option(app, "--data.url")
+    url = option_value(app.roles[-1].args, "data.url")
     if not url:
         raise ValueError("no dataset: pass --data, or set it in .torchxconfig")
     filesystem, path = _open(url)
@@ -79,7 +74,7 @@ def check_output(app: AppDef) -> str:
     Raises:
         ValueError: it cannot.
     """
-    url = option(app, "--output.url")
+    url = option_value(app.roles[-1].args, "output.url")
     if not url:
         raise ValueError("no output: pass --output, or set it in .torchxconfig")
     filesystem, path = _open(url)

@@ -29,3 +29,8 @@ def known_recipe(recipe: str) -> None:
     near = difflib.get_close_matches(recipe, names, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownRecipeError(f"unknown recipe {recipe!r}: {hint}python -m app.train --list-recipes shows all")
+
+
+def default_run_name(recipe: str) -> str:
+    """The run's name where the user gives none: the recipe's, or the file's without folder and ending."""
+    return recipe.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".py")

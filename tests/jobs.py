@@ -45,6 +45,26 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
+def with_scripts(variables: dict[str, str]) -> dict[str, str]:
+    """The variables, with this Python's programs first in the PATH: TorchX starts ``python`` from there."""
+    return {**variables, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def torchx(
+    *arguments: str, variables: dict[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """The TorchX command line in the repository's root, with these variables added to the environment."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("torchx")), *arguments],
+        env=with_scripts({**environment(), **(variables or {})}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def train(
     processes: int, data: str, output: str, *options: str, check: bool = True
 ) -> subprocess.CompletedProcess[str]:

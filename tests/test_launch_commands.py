@@ -14,7 +14,7 @@ from torch.distributed.run import config_from_args, parse_args
 from app.options import parse_arguments
 from app.recipe import Recipe
 from tests.components.api_server import ApiServer
-from tests.jobs import ROOT, environment
+from tests.jobs import ROOT, environment, torchx
 
 FULL = ["--recipe", "glint360k_r100", "--data.url", "s3://faces/glint360k", "--output.url", "s3://runs"]
 TABLE = re.findall(
@@ -64,15 +64,8 @@ def test_torchx(tmp_path: Path) -> None:
     words = COMMANDS["4 nodes x 8, TorchX"]
     assert words[:4] == ["torchx", "run", "-s", "kubernetes"]
     with ApiServer(tmp_path) as server:
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("torchx")), "run", "--dryrun", *words[2:]],
-            env={**environment(), "KUBECONFIG": str(server.kubeconfig), "HOME": str(tmp_path)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        variables = {"KUBECONFIG": str(server.kubeconfig), "HOME": str(tmp_path)}
+        done = torchx("run", "--dryrun", *words[2:], variables=variables)
     assert done.returncode == 0, done.stderr
     request = done.stdout.split("=== SCHEDULER REQUEST ===")[1]
     assert request.count("--nproc-per-node") == 4

@@ -46,6 +46,10 @@ class TrainingState:
     rows: tuple[int, int]
     meta: Mapping[str, Any]
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The replicated tensors whose names start with ``prefix``, named without it."""
+        return {name[len(prefix) :]: value for name, value in self.replicated.items() if name.startswith(prefix)}
+
 
 class CheckpointManager:
     """The checkpoints of one run, under ``<url>/``.

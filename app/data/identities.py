@@ -24,17 +24,15 @@ def classes_without_image(dataset: Dataset) -> list[int]:
     # The reader takes any records of a file; here it sees these instead of the images.
     reader = RecordReader(replace(dataset, keys=np.arange(len(starts)), starts=starts, stops=stops))
     empty: list[int] = []
-    for first in range(0, len(starts), _CHUNK):
-        classes = range(first, min(first + _CHUNK, len(starts)))
-        for label, record in zip(classes, reader.read(classes), strict=True):
-            where = f"{dataset.url}: identity record of class {label} (bytes {starts[label]}-{stops[label]})"
-            try:
-                header, _ = unpack_image(unpack_record(record)[0])
-            except RecordError as error:
-                raise RecordError(f"{where}: {error}") from error
-            if not header.is_array or len(header.labels) != 2:
-                raise RecordError(f"{where}: not a range of image keys: prepare the dataset again")
-            begin, end = header.labels
-            if end < begin or (end == begin and end < _EXACT):
-                empty.append(label)
+    for label, record in reader.stream(range(len(starts)), chunk=_CHUNK):
+        where = f"{dataset.url}: identity record of class {label} (bytes {starts[label]}-{stops[label]})"
+        try:
+            header, _ = unpack_image(unpack_record(record)[0])
+        except RecordError as error:
+            raise RecordError(f"{where}: {error}") from error
+        if not header.is_array or len(header.labels) != 2:
+            raise RecordError(f"{where}: not a range of image keys: prepare the dataset again")
+        begin, end = header.labels
+        if end < begin or (end == begin and end < _EXACT):
+            empty.append(label)
     return empty

@@ -6,7 +6,7 @@ not kept: windows of one worker do not overlap, except in one block at each seam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class RecordReader:
             for i in range(first, last):
                 records[int(order[i])] = chunk[int(starts[i]) - base : int(stops[i]) - base]
         return records
+
+    def stream(self, positions: Sequence[int] | NDArray[np.int64], *, chunk: int = 2048) -> Iterator[tuple[int, bytes]]:
+        """Positions and undecoded records, in that order, ``chunk`` of them in memory at a time."""
+        for start in range(0, len(positions), chunk):
+            part = positions[start : start + chunk]
+            yield from zip((int(position) for position in part), self.read(part), strict=True)
 
     def _group(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Runs of neighbouring records, as slices of the sorted arrays."""

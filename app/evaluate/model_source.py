@@ -81,10 +81,8 @@ def _newest_checkpoint(url: str, device: Device) -> tuple[torch.nn.Module, dict[
     state = CheckpointManager(url, World(0, 1, 0, device)).load_latest((0, 0))
     if state is None:
         raise ModelSourceError(f"{url}: no sound checkpoint there")
-    prefix = "backbone."
-    weights = {name[len(prefix) :]: value for name, value in state.replicated.items() if name.startswith(prefix)}
     model = build_model(recipe.model, recipe.data.image_size)
-    load_weights(model, weights, url)
+    load_weights(model, state.under("backbone."), url)
     about = {"backbone": recipe.model.backbone, "image_size": recipe.data.image_size}
     return model, about | {"recipe": recipe.name, "step": state.step}
 

@@ -21,6 +21,8 @@ class MarginError(AppError):
 class Margin(nn.Module):
     """Base: the plain cosine softmax (NormFace)."""
 
+    follows_norms = False  # whether ``observe`` wants to be told
+
     def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
         """Target logits ``[N]`` from target cosines ``[N]`` and embedding norms ``[N]``."""
         return cosine
@@ -73,6 +75,8 @@ class AdaFace(Margin):
     The running mean and deviation of the norms change once a step, from the whole global batch, after its use; so they
     do not depend on how the batch was split over processes.
     """
+
+    follows_norms = True
 
     def __init__(self, m: float = 0.4, h: float = 0.333, t_alpha: float = 0.01) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class PartialFC(nn.Module):
         self.centres = self._initial_centres()
         self.active = self.centres.requires_grad_()
         self.active_rows: Tensor | None = None  # None: all
-        self._norms: list[Tensor] = []  # of this step's embeddings, all ranks'
+        self._norms: list[Tensor] = []  # of this step's embeddings, all ranks', where the margin follows them
 
     def _initial_centres(self) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
@@ -110,7 +110,8 @@ class PartialFC(nn.Module):
             embeddings = GatherEmbeddings.apply(embeddings)
             labels = _gather_labels(labels, self.world)
         norms = embeddings.norm(dim=1)
-        self._norms.append(norms.detach()[labels != ABSENT])
+        if self.margin.follows_norms:  # choosing rows waits for the device
+            self._norms.append(norms.detach()[labels != ABSENT])
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         own = self._own_rows(labels)
         target = self._target_logits(unit, norms, own)
@@ -134,7 +135,8 @@ class PartialFC(nn.Module):
 
     def end_step(self) -> None:
         """Tell the margin the norms of the whole global batch, once its step counts."""
-        self.margin.observe(torch.cat(self._norms))
+        if self.margin.follows_norms:
+            self.margin.observe(torch.cat(self._norms))
 
     def _own_rows(self, labels: Tensor) -> Tensor:
         """Row in ``active`` of each sample's class, -1 where another rank holds it, int64 [N]."""

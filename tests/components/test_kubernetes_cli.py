@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import jobs
 from tests.components.api_server import ApiServer
-from tests.jobs import ROOT
 
-TORCHX = str(Path(sys.executable).with_name("torchx"))
 DIST = ["-s", "kubernetes", "components.py:arcface_dist"]
 
 
@@ -25,14 +22,8 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 
 
 def torchx(server: ApiServer, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [TORCHX, *arguments],
-        env={**os.environ, "KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
+    return jobs.torchx(
+        *arguments, variables={"KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)}
     )
 
 

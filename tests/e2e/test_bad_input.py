@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from app.errors import AppError
 from app.observe.events import read_events
 from app.train import main
 from demo.object_store import ObjectStore, free_port
-from tests.jobs import ROOT, SMALL, environment, write_faces
+from tests.jobs import ROOT, SMALL, environment, torchx, write_faces
 
 
 def start(*options: str) -> None:
@@ -164,20 +163,11 @@ def test_the_command_line_prints_one_line_and_keeps_secrets(object_store: Object
 
 @pytest.mark.slow
 def test_through_torchx_the_job_fails_at_once_and_says_why(object_store: ObjectStore, tmp_path: Path) -> None:
-    torchx = str(Path(sys.executable).with_name("torchx"))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [
-            *(torchx, "run", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path},prepend_cwd=False", "--wait", "--log"),
-            *("components.py:arcface_dist", "--nnodes", "2", "--hardware", "cpu", "--recipe", "orl"),
-            *("--data", "s3://no-such/faces", "--output", str(tmp_path), "--rdzv_port", str(free_port())),
-        ],
-        env={**environment(), **object_store.environment, "PATH": path},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    done = torchx(
+        *("run", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path},prepend_cwd=False", "--wait", "--log"),
+        *("components.py:arcface_dist", "--nnodes", "2", "--hardware", "cpu", "--recipe", "orl"),
+        *("--data", "s3://no-such/faces", "--output", str(tmp_path), "--rdzv_port", str(free_port())),
+        variables=object_store.environment,
     )
     output = done.stdout + done.stderr
     assert done.returncode != 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +14,12 @@ from app.data.bin_sets import dump_set
 from app.data.dataset import open_dataset
 from app.data.reader import RecordReader
 from demo.object_store import ObjectStore, free_port
-from tests.jobs import ROOT, SMALL, environment, write_faces
+from tests.jobs import ROOT, SMALL, environment, with_scripts, write_faces
 
 pytestmark = [pytest.mark.slow]
 
 
 def pipeline(store: ObjectStore, folder: Path, data: str, *options: str) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     small = [word for word in SMALL if word not in ("--recipe", "orl")]
     return subprocess.run(
         [
@@ -30,7 +28,7 @@ def pipeline(store: ObjectStore, folder: Path, data: str, *options: str) -> subp
             *("--hardware", "cpu", "--recipe", "orl", "--data", data, "--output", f"{data}/runs"),
             *("--rdzv_port", str(free_port()), *options, "--", *small, "--train.epochs", "6"),
         ],
-        env={**environment(), **store.environment, "PATH": path},
+        env=with_scripts({**environment(), **store.environment}),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from app.elastic.launch import LaunchError, local_address, parse, torchrun_command, wait_for_name
-from tests.jobs import ROOT
+from tests.jobs import torchx
 
 OPTIONS = ["--nnodes", "2:4", "--nproc-per-node", "8", "--rdzv-id", "job", "--rdzv-host-env", "HOST"]
 
@@ -37,16 +33,8 @@ def test_a_rendezvous_host_without_address_is_told() -> None:
 
 
 def test_the_component_is_accepted_by_the_docker_scheduler() -> None:
-    torchx = str(Path(sys.executable).with_name("torchx"))
     where = ["--hardware", "cpu", "--recipe", "orl", "--data", "s3://a/b", "--output", "s3://c"]
-    done = subprocess.run(
-        [torchx, "run", "-s", "local_docker", "--dryrun", "components.py:arcface_dist", "--nnodes", "2", *where],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = torchx("run", "-s", "local_docker", "--dryrun", "components.py:arcface_dist", "--nnodes", "2", *where)
     assert done.returncode == 0, done.stderr
     request = done.stdout.partition("=== SCHEDULER REQUEST ===")[2]
     assert request.count("app.elastic.launch") == 2  # a container each

@@ -20,7 +20,7 @@ from app.head.class_shards import class_range
 from app.options import parse_arguments
 from app.run_folder import read_centres
 from app.train import main as train
-from app.train import make_trainer
+from app.train import make_trainer, start_from_weights
 from app.verify import main as verify
 from app.world import World
 from tests.jobs import SMALL, write_faces
@@ -93,6 +93,8 @@ def test_a_checkpoint_of_the_reference_is_read(run: Path, tmp_path: Path) -> Non
     torch.save(wrapped, path)
     options = ["--data.url", str(run / "faces"), "--output.url", str(tmp_path / "runs"), "--model.init", str(path)]
     assert train([*SMALL, *options, "--train.stop-step", "1"]) == 0
+    path.unlink()  # a run that goes on has its own weights and reads these no more
+    assert train([*SMALL, *options, "--train.stop-step", "2"]) == 0
 
 
 def write_reference_checkpoints(folder: Path, ranks: int) -> torch.Tensor:
@@ -122,4 +124,5 @@ def test_a_run_starts_from_the_centres_of_the_reference(run: Path, tmp_path: Pat
     pattern = str(tmp_path / "checkpoint_gpu_{rank}.pt")
     recipe = parse_arguments([*SMALL, "--head.init", pattern, "--data.url", str(run / "faces")])
     trainer = make_trainer(recipe, World(0, 1, 0, detect_device()), ElasticPlan(1, 1), 10)
+    start_from_weights(recipe, trainer)
     assert torch.equal(trainer.head.centres, centres)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.dataset import Dataset, open_dataset
 from app.data.prepare.orl import PrepareError
-from app.data.prepare.tools import CHUNK, read_all
+from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import pack_image
+from app.data.recordio import ImageHeader, pack_image
 
 BUCKET_BYTES = 256 << 20
 
@@ -53,9 +53,7 @@ def _deal_out(dataset: Dataset, place: NDArray[np.int64], rows: int, buckets: Se
     """Append each record, with its place and size as two int64, to the bucket of its place."""
     with ExitStack() as stack:
         files = [stack.enter_context(bucket.open("wb")) for bucket in buckets]
-        for position, header, image, problem in read_all(dataset):
-            if header is None:
-                raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+        for position, header, image in _sound_records(dataset):
             data, target = pack_image(header, image), int(place[position])
             files[target // rows].write(np.array([target, len(data)], dtype="<i8").tobytes() + data)
 
@@ -79,9 +77,7 @@ def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
     """
     dataset = open_dataset(url)
     labels = np.empty(len(dataset), dtype=np.int64)
-    for position, header, _, problem in read_all(dataset):
-        if header is None:
-            raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+    for position, header, _ in _sound_records(dataset):
         labels[position] = int(header.labels[0])
     known = np.unique(labels)
     if not 0 < people < len(known):
@@ -98,7 +94,12 @@ def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
 
 def _images(dataset: Dataset, positions: NDArray[np.int64]) -> Iterator[bytes]:
     reader = RecordReader(dataset)
-    for start in range(0, len(positions), CHUNK):
-        chunk = positions[start : start + CHUNK]
-        for position, record in zip(chunk.tolist(), reader.read(chunk), strict=True):
-            yield reader.parse(position, record)[1]
+    for position, record in reader.stream(positions):
+        yield reader.parse(position, record)[1]
+
+
+def _sound_records(dataset: Dataset) -> Iterator[tuple[int, ImageHeader, bytes]]:
+    for position, header, image, problem in read_all(dataset):
+        if header is None:
+            raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+        yield position, header, image

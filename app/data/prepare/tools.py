@@ -16,21 +16,17 @@ from app.data.prepare.orl import PrepareError
 from app.data.reader import RecordReader
 from app.data.recordio import ImageHeader, RecordError
 
-CHUNK = 2048  # records in memory at a time
-
 
 def read_all(dataset: Dataset) -> Iterator[tuple[int, ImageHeader | None, bytes, str]]:
     """Every record in file order: position, header, image bytes, and what is wrong with it (then no header)."""
     reader = RecordReader(dataset)
-    for start in range(0, len(dataset), CHUNK):
-        positions = range(start, min(start + CHUNK, len(dataset)))
-        for position, record in zip(positions, reader.read(positions), strict=True):
-            try:
-                header, image = reader.parse(position, record)
-            except RecordError as error:
-                yield position, None, b"", str(error)
-                continue
-            yield position, header, image, ""
+    for position, record in reader.stream(range(len(dataset))):
+        try:
+            header, image = reader.parse(position, record)
+        except RecordError as error:
+            yield position, None, b"", str(error)
+            continue
+        yield position, header, image, ""
 
 
 def check_dataset(url: str, *, decode: bool = True) -> tuple[str, list[str]]:
