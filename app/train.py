@@ -12,6 +12,8 @@ import torch
 
 from app import storage
 from app.checkpoint.manager import CheckpointManager, TrainingState
+from app.config.options import parse_arguments, recipe_names, to_toml
+from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.dataset import Dataset, open_dataset
 from app.data.identities import classes_without_image
@@ -20,20 +22,19 @@ from app.data.order import make_order
 from app.data.reader import RecordReader
 from app.data.synthetic import SYNTHETIC, SyntheticLoader
 from app.device import detect_device
-from app.elastic.plan import ElasticPlan
 from app.elastic.rendezvous import count_start, report_done, report_failure
 from app.elastic.signals import catch_stop
 from app.errors import EXIT_INTERRUPTED, AppError, run_main
-from app.finish import finish_run
 from app.head.class_shards import class_range
 from app.head.margins import build_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig
-from app.loop import AnyLoader, Loop, Outcome
 from app.observe.events import EventLog
-from app.options import parse_arguments, recipe_names, to_toml
-from app.recipe import Recipe, RecipeError
-from app.run_folder import build_model, load_weights, parse_weights, read_centres, run_url
-from app.trainer import Trainer
+from app.run_folder import build_model, run_url
+from app.training.finish import finish_run
+from app.training.loop import AnyLoader, Loop, Outcome
+from app.training.plan import ElasticPlan
+from app.training.trainer import Trainer
+from app.weights import load_weights, parse_weights, read_centres
 from app.world import World, join_world
 
 

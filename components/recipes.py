@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-_FOLDER = Path(__file__).resolve().parent.parent / "app" / "recipes"
+_FOLDER = Path(__file__).resolve().parent.parent / "app" / "config" / "recipes"
 
 
 class UnknownRecipeError(ValueError):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import config_from_args, parse_args
 
-from app.options import parse_arguments
-from app.recipe import Recipe
+from app.config.options import parse_arguments
+from app.config.recipe import Recipe
 from tests.components.api_server import ApiServer
 from tests.jobs import ROOT, environment, torchx
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from app import storage
 from app.backbones.registry import build_backbone
 from app.checkpoint.manager import CheckpointManager
+from app.config.options import parse_recipe
 from app.device import Device
 from app.errors import AppError
 from app.evaluate.verification import Embed, embed_with
-from app.options import parse_recipe
-from app.run_folder import ModelError, build_model, load_model, load_weights, parse_weights
+from app.run_folder import build_model, load_model
+from app.weights import ModelError, load_weights, parse_weights
 from app.world import World
 
 

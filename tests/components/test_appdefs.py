@@ -16,8 +16,8 @@ from torchx.schedulers.kubernetes_scheduler import Opts
 from torchx.specs import AppDef
 from torchx.specs.finder import get_component
 
+from app.config.options import parse_arguments
 from app.device import detect_device
-from app.options import parse_arguments
 from app.train import make_plan
 from app.world import World
 from tests.components.api_server import problems_of_job

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.elastic.plan import ElasticPlan, PlanError
+from app.training.plan import ElasticPlan, PlanError
 from tests.jobs import losses, train, weights, write_faces
 
 WORKERS = ("--train.logical-workers", "4", "--train.epochs", "2")

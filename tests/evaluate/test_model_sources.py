@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from app import storage
+from app.config.options import parse_arguments
 from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
 from app.device import detect_device
-from app.elastic.plan import ElasticPlan
 from app.errors import AppError
 from app.head.class_shards import class_range
-from app.options import parse_arguments
-from app.run_folder import read_centres
 from app.train import main as train
 from app.train import make_trainer, start_from_weights
+from app.training.plan import ElasticPlan
 from app.verify import main as verify
+from app.weights import read_centres
 from app.world import World
 from tests.jobs import SMALL, write_faces
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from app.recipe import OptimConfig
+from app.config.recipe import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from app.config.recipe import DataConfig, ModelConfig, OptimConfig, Recipe, TrainConfig
 from app.data.loader import Batch
 from app.device import Device, detect_device
-from app.elastic.plan import ElasticPlan
 from app.errors import AppError
-from app.recipe import DataConfig, ModelConfig, OptimConfig, Recipe, TrainConfig
 from app.train import make_trainer
-from app.trainer import NotFiniteError, Trainer
+from app.training.plan import ElasticPlan
+from app.training.trainer import NotFiniteError, Trainer
 from app.world import World
 from tests.ranks import run_ranks
 

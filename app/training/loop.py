@@ -14,6 +14,7 @@ from typing import Any
 
 from app import storage
 from app.checkpoint.manager import CheckpointManager
+from app.config.recipe import Recipe
 from app.data.bin_sets import VerificationSet
 from app.data.loader import Batch, Loader
 from app.data.synthetic import SyntheticLoader
@@ -22,10 +23,9 @@ from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Speed, format_duration
-from app.recipe import Recipe
 from app.run_folder import run_url, save_model
-from app.schedule import learning_rate
-from app.trainer import NotFiniteError, StepResult, Trainer
+from app.training.schedule import learning_rate
+from app.training.trainer import NotFiniteError, StepResult, Trainer
 from app.world import World
 
 AnyLoader = Loader | SyntheticLoader

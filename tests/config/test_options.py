@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.options import load_recipe, parse_arguments, parse_recipe, recipe_names, to_toml
+from app.config.options import load_recipe, parse_arguments, parse_recipe, recipe_names, to_toml
 from app.run_folder import build_model
 from app.train import main
 from tests.jobs import SMALL, write_faces

@@ -12,8 +12,8 @@ from importlib import resources
 from typing import Any
 
 from app import storage
-from app.recipe import Recipe, RecipeError, validate
-from app.reference_config import read_reference_config
+from app.config.recipe import Recipe, RecipeError, validate
+from app.config.reference_config import read_reference_config
 
 # Parameters of the trainers people come from, and the fields that took their place.
 SEED_OPTIONS = {
@@ -27,7 +27,7 @@ SEED_OPTIONS = {
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the app, sorted."""
-    folder = resources.files("app") / "recipes"
+    folder = resources.files("app.config") / "recipes"
     return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
 
 
@@ -47,7 +47,7 @@ def load_recipe(name: str) -> Recipe:
     names = recipe_names()
     if name not in names:
         raise RecipeError(f"unknown recipe {name!r}{_nearest(name, names)}; --list-recipes shows all {len(names)}")
-    return parse_recipe((resources.files("app") / "recipes" / f"{name}.toml").read_text(), name, name)
+    return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)
 
 
 def parse_recipe(text: str, name: str, where: str) -> Recipe:

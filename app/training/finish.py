@@ -12,9 +12,9 @@ import torch
 from app import storage
 from app.errors import AppError
 from app.evaluate.export_onnx import export_onnx
-from app.loop import Loop
 from app.observe.tracking import track_run
 from app.run_folder import build_model, run_url, save_model
+from app.training.loop import Loop
 
 
 def finish_run(loop: Loop) -> None:

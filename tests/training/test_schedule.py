@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from app.loss_scale import LossScale
-from app.recipe import OptimConfig
-from app.schedule import learning_rate
+from app.config.recipe import OptimConfig
+from app.training.loss_scale import LossScale
+from app.training.schedule import learning_rate
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.options import load_recipe, parse_arguments
-from app.recipe import RecipeError
+from app.config.options import load_recipe, parse_arguments
+from app.config.recipe import RecipeError
 
 HEAD = "from easydict import EasyDict as edict\n\nconfig = edict()\n"
 PUBLISHED = {

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe import RecipeError
+from app.config.recipe import RecipeError
 
 # Settings that go over one to one.
 _FIELDS = {

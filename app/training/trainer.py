@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from app.checkpoint.manager import TrainingState
+from app.config.recipe import Recipe
 from app.data.loader import Batch
-from app.elastic.batch_statistics import BatchStatistics
-from app.elastic.joinable import JoinableBackbone
-from app.elastic.plan import ElasticPlan
 from app.errors import AppError
-from app.gradient_compression import compressed_all_reduce
 from app.head.class_shards import mix_seed
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, PartialFC
-from app.loss_scale import LossScale
-from app.recipe import Recipe
+from app.training.batch_statistics import BatchStatistics
+from app.training.gradient_compression import compressed_all_reduce
+from app.training.joinable import JoinableBackbone
+from app.training.loss_scale import LossScale
+from app.training.plan import ElasticPlan
 from app.world import World
 
 
