@@ -12,8 +12,9 @@ from importlib import resources
 from typing import Any
 
 from app import storage
-from app.config.recipe import Recipe, RecipeError, validate
+from app.config.recipe import Recipe, RecipeError, all_settings, sections, validate
 from app.config.reference_config import read_reference_config
+from app.settings import settings_of
 
 # Parameters of the trainers people come from, and the fields that took their place.
 SEED_OPTIONS = {
@@ -59,7 +60,7 @@ def parse_recipe(text: str, name: str, where: str) -> Recipe:
     recipe = Recipe(name=name)
     for section, fields in tables.items():
         if not isinstance(fields, dict):
-            raise RecipeError(f"{where}: {section!r} stands outside a table{_nearest(section, _sections())}")
+            raise RecipeError(f"{where}: {section!r} stands outside a table{_nearest(section, [*sections()])}")
         for key, value in fields.items():
             recipe = override(recipe, f"{section}.{key}", value, where)
     return recipe
@@ -103,36 +104,40 @@ def _pairs(arguments: Sequence[str]) -> typing.Iterator[tuple[str, str]]:
 
 
 def override(recipe: Recipe, path: str, value: Any, where: str) -> Recipe:
-    """Replace one field, given as text or as a TOML value of its type."""
-    section_name, _, field_name = path.replace("-", "_").partition(".")
-    if section_name not in _sections() or not field_name:
-        known = [f"{s}.{f.name}" for s in _sections() for f in dataclasses.fields(getattr(recipe, s))]
-        raise RecipeError(f"{where}: unknown option {path!r}{_nearest(path.replace('-', '_'), known)}")
-    section = getattr(recipe, section_name)
-    names = [field.name for field in dataclasses.fields(section)]
-    if field_name not in names:
-        raise RecipeError(f"{where}: {section_name} has no field {field_name!r}{_nearest(field_name, names)}")
-    kind = typing.get_type_hints(type(section))[field_name]
+    """Replace one field, given as text or as a TOML value of its type.
+
+    Raises:
+        RecipeError: there is no such field (the nearest is suggested), or it does not take this value.
+    """
+    known = dict(all_settings())
+    path = path.replace("-", "_")
+    if path not in known:
+        raise RecipeError(f"{where}: unknown option {path!r}{_nearest(path, [*known])}")
+    about = known[path]
     try:
-        typed = _convert(kind, value)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {path} must be {_kind_name(kind)}, got {value!r}") from error
-    return dataclasses.replace(recipe, **{section_name: dataclasses.replace(section, **{field_name: typed})})
+        typed = _convert(about.kind, value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{where}: {path} must be {about.kind_name}, got {value!r}: {about.meaning}") from error
+    if problem := about.problem(typed):
+        raise RecipeError(f"{where}: {path} {problem}: {about.meaning}")
+    section, name = path.split(".")
+    return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **{name: typed})})
 
 
 def to_toml(recipe: Recipe) -> str:
     """A recipe as the TOML that makes it again; what ``--print-config`` prints."""
     lines = [f"# {recipe.name}"]
-    for section in _sections():
+    for section, kind in sections().items():
         lines.append(f"\n[{section}]")
-        for field in dataclasses.fields(getattr(recipe, section)):
-            value = getattr(getattr(recipe, section), field.name)
-            lines.append(f"{field.name} = {json.dumps(list(value) if isinstance(value, tuple) else value)}")
+        for name in settings_of(kind):
+            lines.append(f"{name} = {_to_toml_value(getattr(getattr(recipe, section), name))}")
     return "\n".join(lines) + "\n"
 
 
-def _sections() -> list[str]:
-    return [field.name for field in dataclasses.fields(Recipe) if field.name != "name"]
+def _to_toml_value(value: Any) -> str:
+    # JSON's spelling is TOML's but for characters beyond 16 bits, which JSON splits, and DEL, which TOML escapes.
+    value = list(value) if isinstance(value, tuple) else value
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def _convert(kind: Any, value: Any) -> Any:
@@ -160,10 +165,6 @@ def _lower(value: Any) -> str:
     if not isinstance(value, str) or value.lower() not in ("true", "1", "yes", "false", "0", "no"):
         raise ValueError
     return value.lower()
-
-
-def _kind_name(kind: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, "a list of names")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -1,0 +1,38 @@
+"""What a recipe says of the training images: its section ``[data]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.settings import setting
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are and in which order they come."""
+
+    url: str = setting("", 'folder with train.rec and train.idx (a path or URL), or "synthetic"')
+    num_classes: int = setting(0, "identities; 0: read from the dataset", minimum=0)
+    empty_classes: str = setting(
+        "refuse", "what to do when a class has no image: its centre is only pushed away", choices=("refuse", "warn")
+    )
+    num_images: int = setting(0, "images the dataset should have; 0: as many as it has", minimum=0)
+    image_size: int = setting(112, "height and width, pixels", minimum=1)
+    resize: str = setting("warn", "what to do with images of another size", choices=("warn", "refuse"))
+    shuffle: str = setting(
+        "window",
+        "order of the samples: full permutes all, window reads blocks in random order and shuffles windows of them",
+        choices=("full", "window", "none"),
+    )
+    window: int = setting(0, "records in the shuffle windows of all workers; 0: sized by memory", minimum=0)
+    block_mb: float = setting(8.0, "size of one ranged read, MiB", above=0)
+    augment: str = setting(
+        "flip",
+        "reference adds downscale, blur and grey to flip; small adds rotation, shift and light",
+        choices=("none", "flip", "reference", "small"),
+    )
+    workers: int = setting(4, "decoding threads a process", minimum=1)
+    prefetch: int = setting(4, "micro-batches decoded ahead", minimum=0)
+    max_bad_share: float = setting(
+        0.001, "training stops when a larger share of records is unreadable", minimum=0, maximum=1
+    )

@@ -1,0 +1,42 @@
+"""What a recipe says of the head: its section ``[head]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.settings import setting
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The margin softmax over the class centres."""
+
+    margin: str = setting(
+        "combined",
+        "combined is cos(m1 theta + m2) - m3: ArcFace, CosFace and their mixtures",
+        choices=("combined", "adaface", "magface", "none"),
+    )
+    m1: float = setting(1.0, "of combined: factor of the angle", minimum=1)
+    m2: float = setting(0.5, "of combined: added to the angle, radians (ArcFace)", minimum=0)
+    m3: float = setting(0.0, "of combined: taken off the cosine (CosFace); of adaface: its m, 0 for 0.4", minimum=0)
+    scale: float = setting(64.0, "factor of the cosines before the softmax", above=0)
+    easy_margin: bool = setting(False, "apply the margin to angles below 90 degrees only")
+    gradient: str = setting(
+        "exact",
+        "how the margin's derivative reaches the target logit: straight-through as insightface does today",
+        choices=("exact", "straight-through"),
+    )
+    interclass_filtering: float = setting(
+        0.0, "leave out negatives whose cosine is above this; 0: off", minimum=0, maximum=1
+    )
+    sample_rate: float = setting(
+        1.0, "share of the class centres used in a step (Partial FC); 0: the batch's own classes", minimum=0, maximum=1
+    )
+    update: str = setting(
+        "sparse",
+        "the optimizer state of centres that a step did not sample: sparse leaves it, dense decays it",
+        choices=("sparse", "dense"),
+    )
+    centre_dtype: str = setting("float32", "type in which centres are stored", choices=("float32", "bfloat16"))
+    init: str = setting("", "URL of a checkpoint to take centres from, with {rank} where there is a file a rank")
+    block_memory_mb: int = setting(256, "budget for one block of logits and its gradients, MiB", minimum=1)
