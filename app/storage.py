@@ -2,21 +2,28 @@
 
 Credentials and endpoints come from the environment only, never from arguments: S3 from the standard ``AWS_*``
 variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_CA_BUNDLE``...), every other protocol from fsspec's own
-``FSSPEC_<PROTOCOL>_<OPTION>`` variables.
+``FSSPEC_<PROTOCOL>_<OPTION>`` variables (a public bucket: ``FSSPEC_S3_ANON=true``). ``AWS_S3_ADDRESSING_STYLE=virtual``
+is for stores that refuse path-style requests. Paths are literal: no character of a name is a pattern.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
+from app import store_errors
 from app.errors import AppError
 
 _SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
@@ -25,10 +32,13 @@ _SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKE
 class StorageError(AppError):
     """An object could not be read or written; the message names its URL and what to do.
 
-    ``transient``: the store did not answer, or not in time; trying again later may help.
+    ``transient``: the store did not answer, or not in time; trying again later may help. ``kind``: ``absent`` or
+    ``denied`` where the store said so, else empty.
     """
 
-    transient = False
+    def __init__(self, message: str = "", *, transient: bool = False, kind: str = "") -> None:
+        super().__init__(message, transient=transient)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # Object stores are asked for what changes (checkpoints, run folders): a cached listing would lie.
         options["use_listings_cache"] = False
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64}
+        if style := os.environ.get("AWS_S3_ADDRESSING_STYLE"):  # OSS and OBS refuse botocore's choice, "path"
+            options["config_kwargs"]["s3"] = {"addressing_style": style}
     try:
         filesystem, path = url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
@@ -73,17 +85,56 @@ def read_bytes(url: str) -> bytes:
         return cast(bytes, filesystem.cat_file(path))
 
 
+def read_optional(url: str) -> bytes | None:
+    """The whole object, or None where there is none.
+
+    Keys that may not list a bucket get "denied" for what is absent; so that answer counts as absent too, with a
+    warning.
+    """
+    try:
+        return read_bytes(url)
+    except StorageError as error:
+        if error.kind == "denied":
+            warnings.warn(f"{error}; going on as if it did not exist", stacklevel=2)
+        elif error.kind != "absent":
+            raise
+    return None
+
+
 def read_range(url: str, start: int, stop: int) -> bytes:
-    """Return bytes ``[start, stop)`` of the object; fewer bytes than asked for are an error."""
+    """Return bytes ``[start, stop)`` of the object; see ``read_ranges``."""
+    return read_ranges(url, [(start, stop)])[0]
+
+
+def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return several byte ranges ``[start, stop)`` of one object, fetched side by side.
+
+    A short answer is asked for again before it is believed: a proxy or a dying server may cut one off cleanly.
+
+    Raises:
+        StorageError: the object ends before a range does, or cannot be read.
+    """
     filesystem, path = open_filesystem(url)
-    with explained(url, f"read of bytes {start}-{stop}"):
-        data = cast(bytes, filesystem.cat_file(path, start=start, end=stop))
-    if len(data) != stop - start:
-        raise StorageError(
-            f"{redact(url)}: bytes {start}-{stop} came back with {len(data)} bytes instead of {stop - start}: "
-            "the object is truncated or was replaced; upload it again"
-        )
-    return data
+    chunks: list[bytes] = [b""] * len(ranges)
+    missing = list(range(len(ranges)))
+    for pause in (0.0, 0.2, 1.0):
+        if not missing:
+            return chunks
+        time.sleep(pause)
+        starts, stops = [ranges[i][0] for i in missing], [ranges[i][1] for i in missing]
+        what = f"bytes {starts[0]}-{stops[0]}" if len(missing) == 1 else f"{len(missing)} ranges"
+        with explained(url, f"read of {what}"):
+            found = filesystem.cat_ranges([path] * len(missing), starts, stops, on_error="raise")
+        for i, chunk in zip(missing, found, strict=True):
+            chunks[i] = chunk
+        missing = [i for i in missing if len(chunks[i]) != ranges[i][1] - ranges[i][0]]
+    if not missing:
+        return chunks
+    (start, stop), size = ranges[missing[0]], len(chunks[missing[0]])
+    raise StorageError(
+        f"{redact(url)}: bytes {start}-{stop} came back with {size} bytes instead of {stop - start}: "
+        "the object is truncated or was replaced; upload it again"
+    )
 
 
 def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
@@ -104,16 +155,10 @@ def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if _error_code(error) in {"PreconditionFailed", "ConditionalRequestConflict"}:
+            if store_errors.explain(error)[0].kind == "precondition":
                 return False
             raise
     return True
-
-
-def _error_code(error: BaseException) -> str:
-    """The S3 error code behind an exception of s3fs, which keeps botocore's ClientError as the cause; else empty."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:
@@ -138,11 +183,24 @@ def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:
     return True
 
 
-def exists(url: str) -> bool:
-    """True when the object (or a folder of that name) is there."""
+def exists(url: str, *, optional: bool = False) -> bool:
+    """True when the object (or a folder of that name) is there.
+
+    Args:
+        optional: "denied" counts as absent, with a warning; see ``read_optional``.
+    """
     filesystem, path = open_filesystem(url)
-    with explained(url, "look-up"):
-        return bool(filesystem.exists(path))
+    try:
+        with explained(url, "look-up"):
+            filesystem.info(path)
+    except StorageError as error:
+        if error.kind == "absent":
+            return False
+        if optional and error.kind == "denied":
+            warnings.warn(f"{error}; going on as if it did not exist", stacklevel=2)
+            return False
+        raise
+    return True
 
 
 def info(url: str) -> ObjectInfo:
@@ -172,13 +230,66 @@ def list_names(url: str) -> list[str]:
 
 
 def delete_tree(url: str) -> None:
-    """Delete an object, or a folder and all under it; what is gone already is no error."""
+    """Delete an object, or a folder and all under it; what is gone already is no error.
+
+    The path is literal. fsspec's own recursive delete takes ``[ ] ? *`` for patterns: asked for ``a[1]`` it would
+    delete ``a1``. So the names are listed by prefix and deleted one by one.
+    """
     filesystem, path = open_filesystem(url)
     with explained(url, "delete"):
         try:
-            filesystem.rm(path, recursive=True)
+            if is_local(filesystem):
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+                return
+            if not path.strip("/"):
+                raise StorageError(f"{redact(url)}: refusing to delete everything; name a folder")
+            names = [name for name in filesystem.find(path) if name == path or name.startswith(path.rstrip("/") + "/")]
+            _delete_objects(filesystem, names)
         except FileNotFoundError:
             return
+
+
+def _delete_objects(filesystem: fsspec.AbstractFileSystem, names: list[str]) -> None:
+    if isinstance(filesystem, AsyncFileSystem) and hasattr(filesystem, "_bulk_delete"):
+        for start in range(0, len(names), 1000):  # as many as one request of S3 may name
+            sync(filesystem.loop, filesystem._bulk_delete, names[start : start + 1000])
+        return
+    for name in names:
+        filesystem.rm_file(name)
+
+
+@contextmanager
+def open_writer(url: str) -> Iterator[ObjectWriter]:
+    """A large object to be written in pieces; it appears when the block is left normally, else never."""
+    filesystem, path = open_filesystem(url)
+    with explained(url, "write"):
+        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        file = filesystem.open(path, "wb", autocommit=False)
+    try:
+        yield ObjectWriter(file, url)
+    except BaseException:
+        file.discard()
+        if isinstance(file, AbstractBufferedFile):
+            file.closed = True  # or its finalizer would try to upload the rest
+        raise
+    with explained(url, "write"):
+        file.close()
+        file.commit()
+
+
+class ObjectWriter:
+    """An object being written; its errors name the URL. See ``open_writer``."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file, self._url = file, url
+
+    def write(self, data: bytes) -> int:
+        """Append some bytes."""
+        with explained(self._url, "write"):
+            return int(self._file.write(data))
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
@@ -201,41 +312,13 @@ def explained(url: str, action: str) -> Iterator[None]:
     """Turn the many exceptions of storage drivers into one ``StorageError`` that says what to do."""
     try:
         yield
-    except StorageError:
+    except AppError:
         raise
     except Exception as error:
-        explanation = StorageError(f"{redact(url)}: {action} failed: {redact(_reason(url, error))}")
-        explanation.transient = _is_transient(error)
-        raise explanation from error
-
-
-def _is_transient(error: Exception) -> bool:
-    text = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, ConnectionError | TimeoutError):
-        return True
-    signs = ("could not connect", "endpointconnection", "timeout", "timed out", "slowdown", "reduce your request rate")
-    return any(sign in text for sign in signs) or _error_code(error) in {"503", "500", "InternalError", "SlowDown"}
-
-
-def _reason(url: str, error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    lowered = f"{type(error).__name__} {text}".lower()
-    if "nosuchbucket" in lowered or "bucket does not exist" in lowered:
+        meaning, words = store_errors.explain(error)
         bucket = url.split("://", 1)[-1].split("/", 1)[0]
-        return f"the bucket {bucket!r} does not exist; create it or correct the URL"
-    if "invalidaccesskeyid" in lowered or "signaturedoesnotmatch" in lowered or "access key id you provided" in lowered:
-        return "the store does not know these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if isinstance(error, PermissionError) or "accessdenied" in lowered or "forbidden" in lowered or "403" in lowered:
-        return "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
-    if "unable to locate credentials" in lowered or "nocredentials" in lowered:
-        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if isinstance(error, FileNotFoundError) or "nosuchkey" in lowered:
-        return "it does not exist; check the URL"
-    if "certificate" in lowered or "sslerror" in lowered:
-        return f"the store's certificate is not trusted; name its authority's PEM file in AWS_CA_BUNDLE ({text})"
-    bundle = os.environ.get("AWS_CA_BUNDLE", "")
-    if bundle and not os.path.isfile(bundle):
-        return f"AWS_CA_BUNDLE is {bundle}, which is not a file; correct it or unset it"
-    if "could not connect" in lowered or "endpointconnection" in lowered or "connection refused" in lowered:
-        return f"the store does not answer; check AWS_ENDPOINT_URL ({text})"
-    return f"{type(error).__name__}: {text}"
+        sentence = meaning.sentence.replace("{bucket!r}", repr(bucket))
+        text = f"{sentence} ({words})" if words and words not in sentence else sentence
+        raise StorageError(
+            f"{redact(url)}: {action} failed: {redact(text)}", transient=meaning.transient, kind=meaning.kind
+        ) from error

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         return run(arguments)
     except AppError as error:
         # torchrun would start again. Where that cannot help, the rendezvous process ends the job.
-        if not getattr(error, "transient", False):
+        if not error.transient:
             report_failure(str(error))
         raise
 
@@ -254,7 +254,7 @@ def load_sets(recipe: Recipe) -> list[VerificationSet]:
     """The verification sets that are there; one that is configured and missing is warned about."""
     folder = recipe.verify.url or recipe.data.url
     urls = [storage.join(folder, f"{name}.bin") for name in recipe.verify.sets]
-    found = [url for url in urls if storage.exists(url)]
+    found = [url for url in urls if storage.exists(url, optional=True)]
     for url in sorted(set(urls) - set(found)):
         warnings.warn(f"no verification set {url}: it is left out", stacklevel=2)
     return [load_set(url) for url in found]

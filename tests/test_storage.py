@@ -100,3 +100,50 @@ def test_an_unknown_protocol_is_refused() -> None:
 def test_passwords_in_urls_and_known_secrets_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2hunter2")
     assert storage.redact("https://me:pw@host/x hunter2hunter2") == "https://***@host/x ***"
+
+
+@pytest.mark.parametrize("name", ["a[1]", "what?", "all*", "r50[lr=0.1]", "100% #2 人脸"])
+def test_every_character_of_a_path_is_literal(folder: str, name: str) -> None:
+    neighbours = ["a1", "whatx", "all-of-it", "r50l", "r50=", "100", "a[1]b"]
+    for other in neighbours:
+        storage.write_bytes(storage.join(folder, other, "x"), b"keep")
+    url = storage.join(folder, name, "sub", "x")
+    storage.write_bytes(url, b"1")
+    assert storage.read_bytes(url) == b"1"
+    assert storage.read_range(url, 0, 1) == b"1"
+    assert storage.list_names(storage.join(folder, name)) == ["sub"]
+    storage.delete_tree(storage.join(folder, name))
+    assert not storage.exists(url)
+    assert all(storage.exists(storage.join(folder, other, "x")) for other in neighbours)
+
+
+def test_brackets_are_literal_in_memory_too() -> None:
+    for name in ("a[1]", "a1"):
+        storage.write_bytes(f"memory://literal/{name}/x", b"1")
+    storage.delete_tree("memory://literal/a[1]")
+    assert storage.exists("memory://literal/a1/x")
+    assert not storage.exists("memory://literal/a[1]/x")
+
+
+@pytest.mark.usefixtures("object_store")
+def test_a_name_with_a_status_in_it_is_not_a_status() -> None:
+    with pytest.raises(StorageError, match="does not exist") as caught:
+        storage.read_bytes("s3://test/glint_403/train.idx")
+    assert "denied" not in str(caught.value)
+
+
+def test_a_writer_that_fails_leaves_nothing(folder: str) -> None:
+    url = storage.join(folder, "part", "x.bin")
+
+    def fail_half_way() -> None:
+        with storage.open_writer(url) as file:
+            file.write(b"12345")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert not storage.exists(url)
+    with storage.open_writer(url) as file:
+        file.write(b"12345")
+        file.write(b"678")
+    assert storage.read_bytes(url) == b"12345678"

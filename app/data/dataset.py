@@ -132,7 +132,7 @@ def _read_record(url: str, start: int, stop: int) -> tuple[bytes, int]:
 
 def _classes_of_property(url: str) -> int:
     """The class count of a ``property`` file (``classes,height,width``), or 0 without one."""
-    if not storage.exists(url):
+    if not storage.exists(url, optional=True):
         return 0
     text = storage.read_bytes(url).decode("ascii", "replace")
     try:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.dataset import Dataset
 from app.data.recordio import ImageHeader, RecordError, unpack_image, unpack_record
-from app.storage import StorageError
 
 
 class RecordReader:
@@ -31,7 +30,6 @@ class RecordReader:
         self.requests = 0
         self._max_request = max_request_bytes
         self._max_gap = max_gap_bytes
-        self._filesystem, self._path = storage.open_filesystem(dataset.url)
 
     def read(self, positions: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """Undecoded records at ``positions``, in that order.
@@ -72,17 +70,7 @@ class RecordReader:
         return groups
 
     def _fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
-        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        with storage.explained(self.dataset.url, f"read of {len(ranges)} ranges"):
-            chunks: list[bytes] = self._filesystem.cat_ranges(
-                [self._path] * len(ranges), starts, stops, on_error="raise"
-            )
-        for start, stop, chunk in zip(starts, stops, chunks, strict=True):
-            if len(chunk) != stop - start:
-                raise StorageError(
-                    f"{storage.redact(self.dataset.url)}: bytes {start}-{stop} came back with {len(chunk)} bytes: the "
-                    "file was truncated or replaced since the index was read; upload .rec and .idx again together"
-                )
+        chunks = storage.read_ranges(self.dataset.url, ranges)
         self.requests += len(ranges)
         self.bytes_read += sum(map(len, chunks))
         return chunks

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import Any
-
-from fsspec.spec import AbstractBufferedFile
 
 from app import storage
 from app.data.recordio import ImageHeader, pack_image, pack_record
@@ -27,13 +25,10 @@ class RecordWriter:
         self.url = url
         self._index: list[str] = []
         self._offset = 0
-        self._filesystem, self._path = storage.open_filesystem(url)
-        self._file: Any = None
+        self._opened = contextlib.ExitStack()
 
     def __enter__(self) -> RecordWriter:
-        with storage.explained(self.url, "write"):
-            self._filesystem.makedirs(self._filesystem._parent(self._path), exist_ok=True)
-            self._file = self._filesystem.open(self._path, "wb", autocommit=False)
+        self._file = self._opened.enter_context(storage.open_writer(self.url))
         return self
 
     def write(self, key: int, data: bytes) -> None:
@@ -41,19 +36,14 @@ class RecordWriter:
         record = pack_record(data)
         self._index.append(f"{key}\t{self._offset}\n")
         self._offset += len(record)
-        with storage.explained(self.url, "write"):
-            self._file.write(record)
+        self._file.write(record)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is not None:
-            self._file.discard()
-            if isinstance(self._file, AbstractBufferedFile):
-                self._file.closed = True  # or its finalizer would try to upload the rest
-            return
-        with storage.explained(self.url, "write"):
-            self._file.close()
-            self._file.commit()
-        storage.write_bytes(index_url(self.url), "".join(self._index).encode())
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.__exit__(kind, error, trace)
+        if kind is None:
+            storage.write_bytes(index_url(self.url), "".join(self._index).encode())
 
 
 def index_url(record_url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -94,9 +95,7 @@ def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns:
         x, y = i % columns * side, i // columns * (side + strip)
         sheet.paste(Image.fromarray(image), (x, y + strip))
         draw.text((x + 2, y + 1), f"{position}: {header.labels[0]:.0f}", fill="black")
-    with storage.explained(output, "write"):
-        filesystem, path = storage.open_filesystem(output)
-        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
-        with filesystem.open(path, "wb") as file:
-            sheet.save(file, "PNG")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    storage.write_bytes(output, buffer.getvalue())
     return f"{len(positions)} images, {rows} rows"

@@ -1,0 +1,185 @@
+"""What a store's answer means: one table from error codes to a sentence for the user and whether it may pass.
+
+Stores name their errors by a code (``NoSuchKey``) in the body; the answer to a HEAD has no body, so there the HTTP
+status is all there is. Drivers wrap both in exceptions of many kinds and keep the original as the cause; what decides
+is found along that chain, never in the words of a message.
+
+Source of the codes: the S3 API reference, "Error responses"; Alibaba OSS and Huawei OBS add a few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPException
+
+_KEYS = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_STYLE = "the store wants virtual-hosted addresses: set AWS_S3_ADDRESSING_STYLE=virtual"
+_DENIED = (
+    "access denied; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy (without ListBucket "
+    "a missing object is answered like this too)"
+)
+_BUSY = "the store is overloaded or out of order for now"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """``sentence``: what it means and what to do; ``{bucket}`` is filled in. ``kind``: absent, denied, or neither."""
+
+    sentence: str
+    transient: bool = False
+    kind: str = ""
+
+
+# Codes and, as text, HTTP statuses.
+MEANINGS: dict[str, Meaning] = {
+    "NoSuchKey": Meaning("it does not exist; check the URL", kind="absent"),
+    "NoSuchVersion": Meaning("this version of it does not exist any more; check the URL", kind="absent"),
+    "404": Meaning("it does not exist; check the URL", kind="absent"),
+    "NotFound": Meaning("it does not exist; check the URL", kind="absent"),
+    "410": Meaning("it does not exist any more; check the URL", kind="absent"),
+    "NoSuchBucket": Meaning("the bucket {bucket!r} does not exist; create it or correct the URL"),
+    "AccessDenied": Meaning(_DENIED, kind="denied"),
+    "AllAccessDisabled": Meaning(_DENIED, kind="denied"),
+    "403": Meaning(_DENIED, kind="denied"),
+    "Forbidden": Meaning(_DENIED, kind="denied"),
+    "401": Meaning(f"the store wants credentials; {_KEYS}"),
+    "InvalidAccessKeyId": Meaning(f"the store does not know these credentials; {_KEYS}"),
+    "SignatureDoesNotMatch": Meaning(f"the store does not know these credentials; {_KEYS}"),
+    "ExpiredToken": Meaning("the session token has expired; renew AWS_SESSION_TOKEN and its keys", transient=True),
+    "InvalidToken": Meaning("the session token is not valid; renew AWS_SESSION_TOKEN and its keys"),
+    # Another node may have the right time: one that has not must not end the job for all.
+    "RequestTimeTooSkewed": Meaning("this machine's clock differs from the store's; set it (NTP)", transient=True),
+    "RequestExpired": Meaning("this machine's clock differs from the store's; set it (NTP)", transient=True),
+    "InvalidObjectState": Meaning("the object is archived; restore it to a class that can be read at once"),
+    "SecondLevelDomainForbidden": Meaning(_STYLE),
+    "VirtualHostDomainRequired": Meaning(_STYLE),
+    "PermanentRedirect": Meaning("the bucket lies elsewhere; set AWS_ENDPOINT_URL or AWS_DEFAULT_REGION to its place"),
+    "AuthorizationHeaderMalformed": Meaning("the bucket lies in another region; set AWS_DEFAULT_REGION"),
+    "301": Meaning("the bucket lies elsewhere; set AWS_ENDPOINT_URL or AWS_DEFAULT_REGION to its place"),
+    "PreconditionFailed": Meaning("it was replaced while it was in use", kind="precondition"),
+    "ConditionalRequestConflict": Meaning("somebody else is writing it", kind="precondition"),
+    "412": Meaning("it was replaced while it was in use", kind="precondition"),
+    "InvalidRange": Meaning("it ends before the bytes that were asked for: it is truncated or was replaced"),
+    "416": Meaning("it ends before the bytes that were asked for: it is truncated or was replaced"),
+    "NotImplemented": Meaning("the store does not know how to do this", kind="unsupported"),
+    "501": Meaning("the store does not know how to do this", kind="unsupported"),
+    "QuotaExceeded": Meaning("the store is full or over its quota; make room and start again"),
+    "InternalError": Meaning(_BUSY, transient=True),
+    "ServiceUnavailable": Meaning(_BUSY, transient=True),
+    "SlowDown": Meaning(_BUSY, transient=True),
+    "Throttling": Meaning(_BUSY, transient=True),
+    "ThrottlingException": Meaning(_BUSY, transient=True),
+    "TooManyRequests": Meaning(_BUSY, transient=True),
+    "RequestLimitExceeded": Meaning(_BUSY, transient=True),
+    "BandwidthLimitExceeded": Meaning(_BUSY, transient=True),
+    "OperationAborted": Meaning("another request on the same object is under way", transient=True),
+    "RequestTimeout": Meaning("the connection was idle for too long", transient=True),
+    "IncompleteBody": Meaning("the store received only a part", transient=True),
+    "BadDigest": Meaning("what the store received is not what was sent", transient=True),
+    "XAmzContentSHA256Mismatch": Meaning("what the store received is not what was sent", transient=True),
+    "408": Meaning("the store waited too long for the request", transient=True),
+    "409": Meaning("another request on the same object is under way", transient=True),
+    "425": Meaning(_BUSY, transient=True),
+    "429": Meaning(_BUSY, transient=True),
+}
+
+# Exceptions of drivers, by the name of their class (or of a base): these libraries need not be installed.
+_CONNECTION = Meaning("the store does not answer; check AWS_ENDPOINT_URL", transient=True)
+_BROKEN = Meaning("the connection to the store broke off", transient=True)
+_SLOW = Meaning("the store did not answer in time", transient=True)
+_CLASSES: dict[str, Meaning] = {
+    "NoCredentialsError": Meaning("no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    "PartialCredentialsError": Meaning(
+        "one of the two keys is missing; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ),
+    "SSLError": Meaning("the store's certificate is not trusted; name its authority's PEM file in AWS_CA_BUNDLE"),
+    "SSLCertVerificationError": Meaning(
+        "the store's certificate is not trusted; name its authority's PEM file in AWS_CA_BUNDLE"
+    ),
+    "ClientConnectorCertificateError": Meaning(
+        "the store's certificate is not trusted; name its authority's PEM file in AWS_CA_BUNDLE"
+    ),
+    "ConnectTimeoutError": _CONNECTION,
+    "ReadTimeoutError": _SLOW,
+    "FSTimeoutError": _SLOW,
+    "EndpointConnectionError": _CONNECTION,
+    "ClientConnectorError": _CONNECTION,
+    "ConnectionClosedError": _BROKEN,
+    "IncompleteReadError": _BROKEN,
+    "IncompleteRead": _BROKEN,
+    "ResponseStreamingError": _BROKEN,
+    "ResponseParserError": _BROKEN,
+    "ClientPayloadError": _BROKEN,
+    "ServerDisconnectedError": _BROKEN,
+    "ClientOSError": _BROKEN,
+    "ChecksumError": Meaning("what arrived is not what the store sent", transient=True),
+    "FlexibleChecksumError": Meaning("what arrived is not what the store sent", transient=True),
+}
+# Wrappers that say little: what they wrap is asked first.
+_WRAPPERS: dict[str, Meaning] = {"HTTPClientError": _BROKEN, "ClientConnectionError": _BROKEN}
+
+
+def explain(error: BaseException) -> tuple[Meaning, str]:
+    """What an exception of a storage driver means, and the store's own words (empty where they add nothing).
+
+    The chain of causes is asked from the outside in, each link first for its code, then for its class.
+    """
+    unknown = ""
+    for link in _chain(error):
+        code, status, words = _answer(link)
+        for key in (code, str(status or "")):
+            if key in MEANINGS:
+                return MEANINGS[key], words
+        if status and status >= 500:
+            return Meaning(_BUSY, transient=True), words or f"HTTP {status}"
+        unknown = unknown or (f"{code}: {words}" if code else "")
+    for classes in (_CLASSES, _WRAPPERS):
+        for link in _chain(error):
+            if found := _meaning_of_class(link, classes):
+                return found, " ".join(str(link).split())
+    text = unknown or f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return Meaning(text), ""
+
+
+def _meaning_of_class(error: BaseException, classes: dict[str, Meaning]) -> Meaning | None:
+    bundle = os.environ.get("AWS_CA_BUNDLE", "")
+    if bundle and not os.path.isfile(bundle):
+        return Meaning(f"AWS_CA_BUNDLE is {bundle}, which is not a file; correct it or unset it")
+    for kind in type(error).__mro__:
+        if kind.__name__ in classes:
+            return classes[kind.__name__]
+    if isinstance(error, ConnectionRefusedError):
+        return _CONNECTION
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return _SLOW
+    if isinstance(error, ConnectionError | HTTPException | asyncio.IncompleteReadError):
+        return _BROKEN
+    if isinstance(error, FileNotFoundError):
+        return MEANINGS["NoSuchKey"]
+    if isinstance(error, PermissionError):
+        return MEANINGS["AccessDenied"]
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _answer(error: BaseException) -> tuple[str, int, str]:
+    """Code, HTTP status and sentence of the store's answer, where the exception carries one (botocore, aiohttp)."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        about, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
+        return str(about.get("Code", "")), int(meta.get("HTTPStatusCode") or 0), str(about.get("Message", ""))
+    status = getattr(error, "status", None)  # aiohttp.ClientResponseError
+    if isinstance(status, int):
+        return "", status, str(getattr(error, "message", ""))
+    return "", 0, ""

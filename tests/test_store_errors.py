@@ -1,0 +1,116 @@
+"""What a store's answer means: codes and statuses decide, wherever the driver keeps them; a proxy that misbehaves."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, IncompleteReadError
+from s3fs.errors import translate_boto_error
+
+from app import storage
+from app.errors import AppError
+from app.storage import StorageError
+from app.store_errors import MEANINGS, explain
+
+
+def answer(code: str, status: int, message: str = "") -> Exception:
+    error = ClientError(
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        "GetObject",
+    )
+    translated: Exception = translate_boto_error(error)
+    return translated
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("SlowDown", 503),
+        ("ServiceUnavailable", 503),
+        ("InternalError", 500),
+        ("", 502),
+        ("502", 502),
+        ("504", 504),
+        ("SomethingNew", 599),
+        ("429", 429),
+        ("TooManyRequests", 429),
+        ("OperationAborted", 409),
+        ("RequestTimeout", 400),
+        ("BadDigest", 400),
+        ("RequestTimeTooSkewed", 403),
+        ("ExpiredToken", 400),
+    ],
+)
+def test_what_may_pass_is_transient(code: str, status: int) -> None:
+    assert explain(answer(code, status))[0].transient
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "says"),
+    [
+        ("NoSuchKey", 404, "does not exist"),
+        ("404", 404, "does not exist"),
+        ("AccessDenied", 403, "access denied"),
+        ("InvalidAccessKeyId", 403, "does not know these credentials"),
+        ("InvalidObjectState", 403, "archived"),
+        ("SecondLevelDomainForbidden", 403, "AWS_S3_ADDRESSING_STYLE=virtual"),
+        ("NotImplemented", 501, "does not know how"),
+    ],
+)
+def test_what_stays_says_what_to_do(code: str, status: int, says: str) -> None:
+    meaning, _ = explain(answer(code, status))
+    assert says in meaning.sentence
+    assert not meaning.transient
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError(),
+        EndpointConnectionError(endpoint_url="http://x"),
+        ConnectTimeoutError(endpoint_url="http://x"),
+        IncompleteReadError(actual_bytes=1, expected_bytes=2),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError("cut"),
+        aiohttp.ClientResponseError(None, (), status=503),  # type: ignore[arg-type]
+    ],
+)
+def test_connections_that_break_are_transient(error: Exception) -> None:
+    wrapped = OSError("driver's own")
+    wrapped.__cause__ = error
+    assert explain(error)[0].transient
+    assert explain(wrapped)[0].transient
+
+
+def test_words_of_a_message_decide_nothing() -> None:
+    assert not explain(ValueError("403 timeout slowdown nosuchkey forbidden"))[0].transient
+    assert explain(ValueError("403 timeout"))[0].kind == ""
+
+
+def test_the_stores_own_sentence_is_kept() -> None:
+    with pytest.raises(StorageError, match=r"clock.*15 minutes apart") as caught, storage.explained("s3://b/x", "read"):
+        raise answer("RequestTimeTooSkewed", 403, "the times are 15 minutes apart")
+    assert caught.value.transient
+
+
+def test_whoever_wraps_an_error_keeps_that_it_may_pass() -> None:
+    class Other(AppError):
+        pass
+
+    def wrap(inner: AppError) -> AppError:
+        try:
+            try:
+                raise inner
+            except AppError as error:
+                raise Other("more words") from error
+        except AppError as outer:
+            return outer
+
+    assert wrap(StorageError("x", transient=True)).transient
+    assert not wrap(StorageError("x")).transient
+    assert Other("x", transient=True).transient
+
+
+def test_the_table_knows_every_status_of_a_head_request() -> None:
+    assert {"404", "403", "401", "412", "416", "429"} <= MEANINGS.keys()
