@@ -15,12 +15,8 @@ from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.config.options import parse_arguments, recipe_names, to_toml
 from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
-from app.data.dataset import Dataset, open_dataset
-from app.data.identities import classes_without_image
-from app.data.loader import Loader, LoaderConfig
-from app.data.order import make_order
-from app.data.reader import RecordReader
-from app.data.synthetic import SYNTHETIC, SyntheticLoader
+from app.data.build import make_loader, open_source
+from app.data.source import Source
 from app.device import detect_device
 from app.elastic.rendezvous import count_start, report_done, report_failure
 from app.elastic.signals import catch_stop
@@ -31,7 +27,7 @@ from app.head.partial_fc import PartialFC, PartialFCConfig
 from app.observe.events import EventLog
 from app.run_folder import build_model, run_url
 from app.training.finish import finish_run
-from app.training.loop import AnyLoader, Loop, Outcome
+from app.training.loop import Loop, Outcome
 from app.training.plan import ElasticPlan
 from app.training.trainer import Trainer
 from app.weights import load_weights, parse_weights, read_centres
@@ -66,24 +62,31 @@ def train(recipe: Recipe) -> int:
     """Devices, data, model, loop, results."""
     with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
         torch.manual_seed(recipe.train.seed)
-        dataset = None if recipe.data.url == SYNTHETIC else open_data(recipe)
-        num_classes = count_classes(recipe, dataset)
+        source = open_source(recipe.data, recipe.train.seed)
+        num_classes = count_classes(recipe, source)
         checkpoints = CheckpointManager(
             storage.join(run_url(recipe), "checkpoints"), world, keep_last=recipe.checkpoint.keep_last
         )
         resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
-        if dataset is not None and resumed is None:
-            look_for_empty_classes(recipe, dataset, num_classes, world)
-        plan = make_plan(recipe, world, dataset, num_classes, resumed)
+        if resumed is None:
+            look_for_empty_classes(recipe, source, num_classes, world)
+        plan = make_plan(recipe, world, source, num_classes, resumed)
         events = EventLog(
             run_url(recipe),
             enabled=world.rank == 0,
             tensorboard=recipe.output.tensorboard,
             wandb=recipe.name if recipe.output.wandb else "",
         )
-        loader = make_loader(recipe, dataset, num_classes, plan)
+        loader = make_loader(
+            source,
+            recipe.data,
+            num_classes=num_classes,
+            batch_size=recipe.train.batch_size,
+            logical_workers=plan.logical_workers,
+            seed=recipe.train.seed,
+        )
         trainer = make_trainer(recipe, world, plan, num_classes)
-        loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), tag_of(dataset))
+        loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), source.tag)
         resume(loop, resumed)
         outcome = loop.run()
         loader.close()
@@ -97,37 +100,19 @@ def train(recipe: Recipe) -> int:
     return 0
 
 
-def open_data(recipe: Recipe) -> Dataset:
-    """The dataset that the recipe names."""
-    if not recipe.data.url:
-        raise RecipeError("no dataset: set --data.url to the folder that holds train.rec and train.idx")
-    return open_dataset(recipe.data.url)
-
-
-def tag_of(dataset: Dataset | None) -> str:
-    """Version of the data, which a resumed run must find unchanged."""
-    return dataset.object.tag if dataset is not None else SYNTHETIC
-
-
-def count_classes(recipe: Recipe, dataset: Dataset | None) -> int:
+def count_classes(recipe: Recipe, source: Source) -> int:
     """Classes of the run: the recipe's number where it gives one, else the dataset's."""
-    if dataset is None:
-        if not (recipe.data.num_classes and recipe.data.num_images):
-            raise RecipeError("synthetic data needs --data.num-classes and --data.num-images")
-        return recipe.data.num_classes
-    if recipe.data.num_images and recipe.data.num_images != len(dataset):
-        warnings.warn(
-            f"{dataset.url} has {len(dataset)} images, the recipe says {recipe.data.num_images}", stacklevel=2
-        )
-    known, wanted = dataset.num_classes, recipe.data.num_classes
+    if recipe.data.num_images and recipe.data.num_images != len(source):
+        warnings.warn(f"{source.url} has {len(source)} images, the recipe says {recipe.data.num_images}", stacklevel=2)
+    known, wanted = source.num_classes, recipe.data.num_classes
     if not (known or wanted):
-        raise RecipeError(f"{dataset.url} does not tell how many classes it has: set --data.num-classes")
+        raise RecipeError(f"{source.url} does not tell how many classes it has: set --data.num-classes")
     if wanted and known and wanted < known:
-        raise RecipeError(f"data.num_classes is {wanted}, but {dataset.url} has {known}: leave it at 0")
+        raise RecipeError(f"data.num_classes is {wanted}, but {source.url} has {known}: leave it at 0")
     return wanted or known
 
 
-def look_for_empty_classes(recipe: Recipe, dataset: Dataset, num_classes: int, world: World) -> None:
+def look_for_empty_classes(recipe: Recipe, source: Source, num_classes: int, world: World) -> None:
     """Refuse classes without an image, or warn of them: their centres would only ever be pushed away.
 
     One rank reads the identity records and all follow its answer. A file without such records cannot be asked;
@@ -135,11 +120,11 @@ def look_for_empty_classes(recipe: Recipe, dataset: Dataset, num_classes: int, w
     """
     empty: list[int] = []
     if world.rank == 0:
-        empty = [*classes_without_image(dataset), *range(dataset.num_classes or num_classes, num_classes)]
+        empty = [*source.classes_without_image(), *range(source.num_classes or num_classes, num_classes)]
     first, count = map(int, world.all_reduce([empty[0] if empty else -1, len(empty)], "max"))
     if not count:
         return
-    text = f"{dataset.url}: {count} of {num_classes} classes have no image, the first is {first}"
+    text = f"{source.url}: {count} of {num_classes} classes have no image, the first is {first}"
     if recipe.data.empty_classes == "refuse":
         raise RecipeError(f"{text}: correct data.num_classes or the dataset, or set --data.empty-classes warn")
     if world.rank == 0:
@@ -147,7 +132,7 @@ def look_for_empty_classes(recipe: Recipe, dataset: Dataset, num_classes: int, w
 
 
 def make_plan(
-    recipe: Recipe, world: World, dataset: Dataset | None, num_classes: int, resumed: TrainingState | None
+    recipe: Recipe, world: World, source: Source, num_classes: int, resumed: TrainingState | None
 ) -> ElasticPlan:
     """Shares of the logical workers: as many as the first start had, for ever."""
     if resumed is None:
@@ -159,7 +144,7 @@ def make_plan(
         ("batch_size", recipe.train.batch_size),
         ("backbone", recipe.model.backbone),
         ("num_classes", num_classes),
-        ("data_tag", tag_of(dataset)),
+        ("data_tag", source.tag),
     ]:
         if meta[field] != now:
             raise RecipeError(
@@ -169,41 +154,6 @@ def make_plan(
     if recipe.train.logical_workers not in (0, meta["logical_workers"]):
         warnings.warn(f"the run goes on with its {meta['logical_workers']} logical workers", stacklevel=2)
     return ElasticPlan(int(meta["logical_workers"]), world.size)
-
-
-def make_loader(recipe: Recipe, dataset: Dataset | None, num_classes: int, plan: ElasticPlan) -> AnyLoader:
-    """Reader, sample order and loader of the training images."""
-    data, train = recipe.data, recipe.train
-    if dataset is None:
-        sizes = (plan.logical_workers, train.batch_size, data.image_size, train.seed)
-        return SyntheticLoader(data.num_images, num_classes, *sizes)
-    order = make_order(
-        len(dataset),
-        dataset.record_bytes,
-        plan.logical_workers,
-        seed=recipe.train.seed,
-        shuffle=data.shuffle,
-        window=data.window,
-        block_bytes=int(data.block_mb * 2**20),
-    )
-    config = LoaderConfig(
-        recipe.train.batch_size,
-        data.image_size,
-        num_classes,
-        recipe.train.seed,
-        augment=data.augment,
-        resize=data.resize,
-        threads=data.workers,
-        prefetch=data.prefetch,
-        max_bad_share=data.max_bad_share,
-    )
-    loader = Loader(RecordReader(dataset, max_request_bytes=int(data.block_mb * 2**20)), order, config)
-    if loader.steps_per_epoch == 0:
-        raise RecipeError(
-            f"{dataset.url} has {len(dataset)} images, fewer than one global batch of {recipe.train.batch_size} x "
-            f"{plan.logical_workers}: lower --train.batch-size"
-        )
-    return loader
 
 
 def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> Trainer:

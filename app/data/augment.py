@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from app.seeds import numpy_stream
+
 Image8 = NDArray[np.uint8]
 Transform = Callable[[Image8, np.random.Generator], Image8]
 
 
 def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generator:
     """The generator of one sample in one epoch: the same on whatever process the sample is decoded."""
-    return np.random.default_rng((seed, epoch, position, 1))
+    return numpy_stream(seed, "augment", epoch, position)
 
 
 def no_augmentation(image: Image8, generator: np.random.Generator) -> Image8:  # noqa: ARG001

@@ -5,6 +5,7 @@ Only the index and the header record are read to open it; see ``reader.py`` for 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass, field
 
@@ -40,6 +41,7 @@ class Dataset:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     num_classes: int
+    tag: str = ""  # identity of the content: sizes and a hash of the index, the store's ETag where it has one
     identity_starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     identity_stops: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
@@ -94,7 +96,8 @@ def open_dataset(folder: str) -> Dataset:
     """
     url = storage.join(folder, "train.rec")
     identity = storage.info(url)
-    index = parse_index(index_url(url), storage.read_bytes(index_url(url)), identity.size)
+    text = storage.read_bytes(index_url(url))
+    index = parse_index(index_url(url), text, identity.size)
     first = int(np.argmin(index.keys))
     data, _ = _read_record(url, int(index.starts[first]), int(index.stops[first]))
     header, _ = unpack_image(data)
@@ -111,7 +114,17 @@ def open_dataset(folder: str) -> Dataset:
         raise RecordError(f"{url}: the dataset holds no image: prepare it again")
     num_classes = num_classes or _classes_of_property(storage.join(folder, "property"))
     images = (index.keys[chosen], index.starts[chosen], index.stops[chosen])
-    return Dataset(url, identity, *images, num_classes, *_identity_records(index, stop_image, num_classes))
+    tag = content_tag(identity, hashlib.sha256(text).hexdigest())
+    return Dataset(url, identity, *images, num_classes, tag, *_identity_records(index, stop_image, num_classes))
+
+
+def content_tag(identity: ObjectInfo, index_hash: str) -> str:
+    """What a resumed run must find unchanged: the same on every node, and after a copy that keeps the bytes.
+
+    A file's time is not part of it, since copies of one dataset on the disks of several nodes have different ones.
+    """
+    etag = "" if storage.is_local(storage.open_filesystem(identity.url)[0]) else identity.tag
+    return "-".join(filter(None, [str(identity.size), index_hash[:32], etag]))
 
 
 def _identity_records(index: RecordIndex, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from app.data.augment import AUGMENTATIONS, sample_generator
 from app.data.decode import decode_image, resize
 from app.data.order import SampleOrder
-from app.data.reader import RecordReader
 from app.data.recordio import RecordError
+from app.data.source import Source
 
 MIN_SAMPLES_FOR_SHARE = 1000
 
@@ -53,8 +53,8 @@ class LoaderConfig:
 class Loader:
     """Yields, step by step, one ``Batch`` for each of this process's logical workers."""
 
-    def __init__(self, reader: RecordReader, order: SampleOrder, config: LoaderConfig) -> None:
-        self._reader = reader
+    def __init__(self, source: Source, order: SampleOrder, config: LoaderConfig) -> None:
+        self._source = source
         self._order = order
         self._config = config
         self._augment = AUGMENTATIONS[config.augment]
@@ -76,7 +76,7 @@ class Loader:
         Raises:
             RecordError: too many records are unreadable, or a label is out of range.
         """
-        streams = {worker: _Stream(self._reader, self._order, epoch, worker, self._fetchers) for worker in workers}
+        streams = {worker: _Stream(self._source, self._order, epoch, worker, self._fetchers) for worker in workers}
         specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
         pending: deque[Future[Batch]] = deque()
         batches: list[Batch] = []
@@ -122,7 +122,7 @@ class Loader:
             images[i] = image.transpose(2, 0, 1)
             good.append(i)
         if not good:
-            raise RecordError(f"{self._reader.describe(int(positions[0]))} and all others of its batch are unreadable")
+            raise RecordError(f"{self._source.describe(int(positions[0]))} and all others of its batch are unreadable")
         for i in sorted(set(range(config.batch_size)) - set(good)):
             # A copy of a good sample keeps the batch's size, and so the order of all later ones.
             images[i], labels[i], positions[i] = images[good[0]], labels[good[0]], positions[good[0]]
@@ -132,33 +132,32 @@ class Loader:
 
     def _decode(self, position: int, record: bytes) -> tuple[int, NDArray[np.uint8]]:
         config = self._config
-        header, encoded = self._reader.parse(position, record)
+        label, encoded = self._source.parse(position, record)
         try:
-            image = decode_image(encoded)
+            image = decode_image(encoded) if isinstance(encoded, bytes) else encoded
         except RecordError as error:
-            raise RecordError(f"{self._reader.describe(position)}: {error}") from error
-        label = int(header.labels[0])
-        if not 0 <= label < config.num_classes:
-            raise LabelError(
-                f"{self._reader.describe(position)}: label {label} is outside 0..{config.num_classes - 1}: "
-                "correct data.num_classes or the dataset"
+            raise RecordError(f"{self._source.describe(position)}: {error}") from error
+        if not (0 <= label < config.num_classes and label == int(label)):
+            raise MisfitError(
+                f"{self._source.describe(position)}: label {label:g} is outside 0..{config.num_classes - 1} or no "
+                "whole number: correct data.num_classes or the dataset"
             )
         if image.shape[:2] != (config.image_size, config.image_size):
             self._report_size(position, image)
             image = resize(image, config.image_size, config.image_size)
-        return label, image
+        return int(label), image
 
     def _report_size(self, position: int, image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
-        text = f"{self._reader.describe(position)}: the image is {width}x{height}, not {self._config.image_size} square"
+        text = f"{self._source.describe(position)}: the image is {width}x{height}, not {self._config.image_size} square"
         if self._config.resize == "refuse":
-            raise LabelError(f"{text}; prepare the dataset at that size or set data.resize = warn")
+            raise MisfitError(f"{text}; prepare the dataset at that size or set data.resize = warn")
         if not self._resized:
             self._resized = True
             warnings.warn(f"{text}; it and all like it are resized", stacklevel=2)
 
     def _count_bad(self, error: RecordError) -> None:
-        if isinstance(error, LabelError):
+        if isinstance(error, MisfitError):
             raise error
         with self._lock:
             self.bad_records += 1
@@ -171,17 +170,15 @@ class Loader:
             ) from error
 
 
-class LabelError(RecordError):
+class MisfitError(RecordError):
     """A record that is sound, but does not fit the run: never skipped."""
 
 
 class _Stream:
     """The undecoded records of one logical worker in one epoch; holds the windows that are being read."""
 
-    def __init__(
-        self, reader: RecordReader, order: SampleOrder, epoch: int, worker: int, pool: ThreadPoolExecutor
-    ) -> None:
-        self._reader, self._order, self._epoch, self._worker, self._pool = reader, order, epoch, worker, pool
+    def __init__(self, source: Source, order: SampleOrder, epoch: int, worker: int, pool: ThreadPoolExecutor) -> None:
+        self._source, self._order, self._epoch, self._worker, self._pool = source, order, epoch, worker, pool
         self._windows: dict[int, Future[tuple[NDArray[np.int64], list[bytes]]]] = {}
         self._lock = threading.Lock()
 
@@ -209,4 +206,4 @@ class _Stream:
 
     def _fetch(self, number: int) -> tuple[NDArray[np.int64], list[bytes]]:
         positions = self._order.window(self._epoch, self._worker, number)
-        return positions, self._reader.read(positions)
+        return positions, self._source.read(positions)

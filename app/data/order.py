@@ -16,6 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from app.seeds import numpy_stream
+
 
 @dataclass(frozen=True)
 class SampleOrder:
@@ -52,7 +54,7 @@ class SampleOrder:
         stop = min(start + self.window_records, (worker + 1) * stretch)
         samples = self._line(epoch, start, stop)
         if self.shuffle:
-            np.random.default_rng((self.seed, epoch, worker, number)).shuffle(samples)
+            numpy_stream(self.seed, "order.window", epoch, worker, number).shuffle(samples)
         return samples
 
     def slice(self, epoch: int, worker: int, start: int, stop: int) -> NDArray[np.int64]:
@@ -84,7 +86,7 @@ def _permuted_blocks(order: SampleOrder, epoch: int) -> tuple[NDArray[np.int64],
     count = -(-order.num_samples // order.block_records)
     blocks = np.arange(count, dtype=np.int64)
     if order.shuffle:
-        np.random.default_rng((order.seed, epoch)).shuffle(blocks)
+        numpy_stream(order.seed, "order.blocks", epoch).shuffle(blocks)
     sizes = np.full(count, order.block_records, dtype=np.int64)
     sizes[blocks == count - 1] = order.num_samples - (count - 1) * order.block_records
     return blocks, np.cumsum(sizes)

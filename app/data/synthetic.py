@@ -1,43 +1,59 @@
-"""A dataset that needs no storage: noise images with random labels, for speed runs (``data.url = "synthetic"``)."""
+"""A source that needs no storage: noise images with random labels, for speed runs (``data.url = "synthetic"``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from app.data.loader import Batch
+from app.data.source import Sample
+from app.seeds import numpy_stream
 
 SYNTHETIC = "synthetic"
+_IMAGES = 64  # different ones; memory for more would only measure the host's caches
 
 
-class SyntheticLoader:
-    """Yields batches as ``Loader`` does: the same few images again and again, with new labels each step.
+class NoiseSource:
+    """The same few noise images again and again, with a label that follows from seed and position.
 
     Args:
-        num_images: length of an epoch, in samples of all logical workers.
+        num_images: N, length of an epoch.
+        image_size: height and width, pixels.
     """
 
-    bad_records = 0
+    url = tag = SYNTHETIC
 
-    def __init__(
-        self, num_images: int, num_classes: int, logical_workers: int, batch_size: int, image_size: int, seed: int
-    ) -> None:
-        self.num_classes, self.batch_size, self.seed = num_classes, batch_size, seed
-        self.steps_per_epoch = num_images // (logical_workers * batch_size)
-        pixels = np.random.default_rng(seed).integers(0, 256, (batch_size, 3, image_size, image_size), dtype=np.uint8)
-        self._images = torch.from_numpy(pixels)
+    def __init__(self, num_images: int, num_classes: int, image_size: int, seed: int) -> None:
+        self.num_classes, self._num_images, self._side = num_classes, num_images, image_size
+        self.record_bytes = float(3 * image_size**2)
+        noise = numpy_stream(seed, "synthetic.pixels").integers(
+            0, 256, (_IMAGES, image_size, image_size, 3), dtype=np.uint8
+        )
+        self._records = [image.tobytes() for image in noise]
+        self._key = int(numpy_stream(seed, "synthetic.labels").integers(0, 2**63))
 
-    def steps(self, epoch: int, first: int, workers: Sequence[int]) -> Iterator[list[Batch]]:
-        """The steps ``first``.. of an epoch, one batch for each of ``workers``."""
-        for step in range(first, self.steps_per_epoch):
-            yield [self._batch(epoch, step, worker) for worker in workers]
+    def __len__(self) -> int:
+        return self._num_images
 
-    def _batch(self, epoch: int, step: int, worker: int) -> Batch:
-        generator = np.random.default_rng((self.seed, epoch, step, worker))
-        labels = generator.integers(0, self.num_classes, self.batch_size)
-        return Batch(self._images, torch.from_numpy(labels), torch.full((self.batch_size,), -1))
+    def read(self, positions: NDArray[np.int64]) -> list[bytes]:
+        """Raw pixels of each position."""
+        return [self._records[position % _IMAGES] for position in positions.tolist()]
 
-    def close(self) -> None:
-        """Nothing to stop."""
+    def parse(self, position: int, record: bytes) -> Sample:
+        """Pixels, and one of the classes by splitmix64's finalizer of the position."""
+        mixed = (position * 0x9E3779B97F4A7C15 + self._key) & (1 << 64) - 1
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
+        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & (1 << 64) - 1
+        label = (mixed ^ mixed >> 31) % self.num_classes
+        return Sample(float(label), np.frombuffer(record, dtype=np.uint8).reshape(self._side, self._side, 3))
+
+    def describe(self, position: int) -> str:
+        """The position."""
+        return f"{SYNTHETIC}: image {position}"
+
+    def classes_without_image(self) -> list[int]:
+        """None: labels are drawn."""
+        return []
+
+    def figures(self) -> dict[str, float]:
+        """Nothing is read."""
+        return {}

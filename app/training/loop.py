@@ -17,7 +17,6 @@ from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe
 from app.data.bin_sets import VerificationSet
 from app.data.loader import Batch, Loader
-from app.data.synthetic import SyntheticLoader
 from app.elastic.signals import StopRequest
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
@@ -27,8 +26,6 @@ from app.run_folder import run_url, save_model
 from app.training.schedule import learning_rate
 from app.training.trainer import NotFiniteError, StepResult, Trainer
 from app.world import World
-
-AnyLoader = Loader | SyntheticLoader
 
 
 class Outcome(enum.Enum):
@@ -45,7 +42,7 @@ class Loop:
     recipe: Recipe
     world: World
     trainer: Trainer
-    loader: AnyLoader
+    loader: Loader
     checkpoints: CheckpointManager
     events: EventLog
     stop: StopRequest

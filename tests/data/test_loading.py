@@ -16,6 +16,7 @@ from app.data.order import make_order
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import ImageHeader, RecordError, pack_image
+from app.data.records import RecordSource
 from app.storage import StorageError
 
 CLASSES, PER_CLASS, SIZE = 6, 8, 16
@@ -36,7 +37,7 @@ def make_loader(folder: str, *, workers: int = 2, batch: int = 4, **config: obje
     dataset = open_dataset(folder)
     order = make_order(len(dataset), dataset.record_bytes, workers, seed=1)
     settings = {"num_classes": dataset.num_classes, "image_size": SIZE, "seed": 1} | config
-    return Loader(RecordReader(dataset), order, LoaderConfig(batch_size=batch, **settings))  # type: ignore[arg-type]
+    return Loader(RecordSource(dataset), order, LoaderConfig(batch_size=batch, **settings))  # type: ignore[arg-type]
 
 
 def flat(steps: Iterator[list[Batch]]) -> list[tuple[list[int], int]]:

@@ -72,3 +72,13 @@ def test_neighbours_in_the_file_are_spread() -> None:
 def test_full_shuffle_is_uniform_in_blocks_of_one() -> None:
     order = make_order(1000, 8_000.0, 2, seed=0, shuffle="full")
     assert (order.block_records, order.window_records) == (1, 500)
+
+
+def test_a_full_shuffle_of_one_worker_fixes_as_many_positions_as_a_uniform_one() -> None:
+    # A uniform permutation of any length fixes one position on average, with variance 1. Were blocks and windows drawn
+    # from one stream, the order would be a permutation applied twice, which fixes two.
+    fixed = [
+        int((make_order(200, 8_000.0, 1, seed=seed, shuffle="full").window(0, 0, 0) == np.arange(200)).sum())
+        for seed in range(2000)
+    ]
+    assert abs(np.mean(fixed) - 1.0) < 5 / np.sqrt(2000)

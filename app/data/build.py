@@ -1,0 +1,65 @@
+"""From the section ``[data]`` of a recipe to a source and a loader."""
+
+from __future__ import annotations
+
+from app.data.config import DataConfig
+from app.data.dataset import open_dataset
+from app.data.loader import Loader, LoaderConfig
+from app.data.order import make_order
+from app.data.records import RecordSource
+from app.data.source import Source, SourceError
+from app.data.synthetic import SYNTHETIC, NoiseSource
+
+
+def open_source(data: DataConfig, seed: int) -> Source:
+    """The source that ``data.url`` names.
+
+    Raises:
+        SourceError: none is named, or noise is asked for without its sizes.
+        StorageError: it cannot be read.
+        RecordError: it is no dataset.
+    """
+    if not data.url:
+        raise SourceError("no dataset: set --data.url to the folder that holds train.rec and train.idx")
+    if data.url == SYNTHETIC:
+        if not (data.num_classes and data.num_images):
+            raise SourceError("synthetic data needs --data.num-classes and --data.num-images")
+        return NoiseSource(data.num_images, data.num_classes, data.image_size, seed)
+    return RecordSource(open_dataset(data.url), max_request_bytes=int(data.block_mb * 2**20))
+
+
+def make_loader(
+    source: Source, data: DataConfig, *, num_classes: int, batch_size: int, logical_workers: int, seed: int
+) -> Loader:
+    """Sample order and loader of a source.
+
+    Raises:
+        SourceError: the source is smaller than one global batch.
+    """
+    order = make_order(
+        len(source),
+        source.record_bytes,
+        logical_workers,
+        seed=seed,
+        shuffle=data.shuffle,
+        window=data.window,
+        block_bytes=int(data.block_mb * 2**20),
+    )
+    config = LoaderConfig(
+        batch_size,
+        data.image_size,
+        num_classes,
+        seed,
+        augment=data.augment,
+        resize=data.resize,
+        threads=data.workers,
+        prefetch=data.prefetch,
+        max_bad_share=data.max_bad_share,
+    )
+    loader = Loader(source, order, config)
+    if loader.steps_per_epoch == 0:
+        raise SourceError(
+            f"{source.url} has {len(source)} images, fewer than one global batch of {batch_size} x "
+            f"{logical_workers}: lower --train.batch-size"
+        )
+    return loader
