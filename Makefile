@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick lint golden k8s image audit sbom lock clean
+.PHONY: help install demo test test-quick lint golden reference k8s image audit sbom lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ lint: install ## style, types and the import contract
 
 golden: install ## renew the golden manifests after a change that is meant
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/components/test_appdefs.py
+
+reference: install ## write docs/reference.md anew from the options
+	PYTHONPATH=. $(BIN)/python scripts/make_reference.py
 
 k8s: install ## render k8s/manifests and k8s/jobs anew from the chart and the components
 	PYTHONPATH=. $(BIN)/python scripts/render_k8s.py

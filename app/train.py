@@ -12,7 +12,8 @@ import torch
 
 from app import storage
 from app.checkpoint.manager import CheckpointManager, TrainingState
-from app.config.options import parse_arguments, recipe_names, to_toml
+from app.config.help import answer
+from app.config.options import parse_arguments, to_toml
 from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.build import make_loader, open_source
@@ -47,15 +48,10 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """Answer questions about recipes, or train."""
-    if "--list-recipes" in arguments:
-        print("\n".join(recipe_names()))
+    if text := answer(arguments):
+        print(text, end="")
         return 0
-    print_only = "--print-config" in arguments
-    recipe = parse_arguments([word for word in arguments if word != "--print-config"])
-    if print_only:
-        print(to_toml(recipe), end="")
-        return 0
-    return train(recipe)
+    return train(parse_arguments(arguments))
 
 
 def train(recipe: Recipe) -> int:

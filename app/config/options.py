@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import typing
@@ -12,17 +11,25 @@ from importlib import resources
 from typing import Any
 
 from app import storage
+from app.config.nearest import hint
 from app.config.recipe import Recipe, RecipeError, all_settings, sections, validate
 from app.config.reference_config import read_reference_config
 from app.settings import settings_of
 
 # Parameters of the trainers people come from, and the fields that took their place.
-SEED_OPTIONS = {
+REFERENCE_OPTIONS = {
     "perf_steps": "train.perf_steps",
     "profiling": "train.profiling",
     "start_step": "train.start_step",
     "stop_step": "train.stop_step",
     "local_rank": "",  # torchrun says it in the environment
+}
+# What app.train answers without training (app.config.help).
+QUESTIONS = {
+    "help [SECTION]": "this text, or one section of it; also -h",
+    "version": "of this program",
+    "list-recipes": "names of the published recipes",
+    "print-config": "the recipe as it would run, as TOML: start a file of your own from it",
 }
 
 
@@ -47,7 +54,7 @@ def load_recipe(name: str) -> Recipe:
         return recipe
     names = recipe_names()
     if name not in names:
-        raise RecipeError(f"unknown recipe {name!r}{_nearest(name, names)}; --list-recipes shows all {len(names)}")
+        raise RecipeError(f"unknown recipe {name!r}{hint(name, names)} --list-recipes shows all {len(names)}")
     return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)
 
 
@@ -60,7 +67,7 @@ def parse_recipe(text: str, name: str, where: str) -> Recipe:
     recipe = Recipe(name=name)
     for section, fields in tables.items():
         if not isinstance(fields, dict):
-            raise RecipeError(f"{where}: {section!r} stands outside a table{_nearest(section, [*sections()])}")
+            raise RecipeError(f"{where}: {section!r} stands outside a table{hint(section, sections())}")
         for key, value in fields.items():
             recipe = override(recipe, f"{section}.{key}", value, where)
     return recipe
@@ -73,33 +80,47 @@ def parse_arguments(arguments: Sequence[str]) -> Recipe:
         RecipeError: an option or value does not exist or does not fit.
     """
     pairs = list(_pairs(arguments))
-    names = [value for key, value in pairs if key == "recipe"]
-    recipe = load_recipe(str(names[-1])) if names else Recipe()
+    names = [_text(key, value) for key, value in pairs if key == "recipe"]
+    recipe = load_recipe(names[-1]) if names else Recipe()
     for key, value in pairs:
-        if key == "recipe":
-            continue
         if key == "name":
-            recipe = dataclasses.replace(recipe, name=str(value))
-            continue
-        path = SEED_OPTIONS.get(key.replace("-", "_"), key)
-        if path:
-            recipe = override(recipe, path, value, f"--{key}")
+            recipe = dataclasses.replace(recipe, name=_text(key, value))
+        elif key != "recipe" and (path := REFERENCE_OPTIONS.get(key.replace("-", "_"), key)):
+            recipe = _override_by_option(recipe, path, key, value)
     return validate(recipe)
 
 
-def _pairs(arguments: Sequence[str]) -> typing.Iterator[tuple[str, str]]:
+def _override_by_option(recipe: Recipe, path: str, key: str, value: str | None) -> Recipe:
+    known = dict(all_settings())
+    path = path.replace("-", "_")
+    if path not in known:
+        others = ["recipe", "name", "debug", *REFERENCE_OPTIONS, *(name.split()[0] for name in QUESTIONS)]
+        spellings = {name.replace("_", "-"): name for name in [*known, *others]}
+        near = hint(key.replace("_", "-"), spellings, "--")
+        raise RecipeError(f"unknown option --{key}{near or ':'} --help lists all")
+    if value is None and known[path].kind is not bool:
+        raise RecipeError(f"--{key} needs a value, {known[path].kind_name}: {known[path].meaning}")
+    return override(recipe, path, "true" if value is None else value, f"--{key}")
+
+
+def _text(key: str, value: str | None) -> str:
+    if not value:
+        raise RecipeError(f"--{key} needs a value: a name")
+    return value
+
+
+def _pairs(arguments: Sequence[str]) -> typing.Iterator[tuple[str, str | None]]:
+    """Options and their values, None where there is none: ``--key value``, ``--key=value`` or ``--key``."""
     position = 0
     while position < len(arguments):
         word = arguments[position]
         if not word.startswith("--"):
-            raise RecipeError(f"unexpected argument {word!r}: options are --section.field VALUE")
-        key, equals, value = word[2:].partition("=")
+            raise RecipeError(f"unexpected argument {word!r}: options are --section.field VALUE; --help lists them")
+        key, equals, text = word[2:].partition("=")
+        value = text if equals else None
         position += 1
-        if not equals:
-            if position < len(arguments) and not arguments[position].startswith("--"):
-                value, position = arguments[position], position + 1
-            else:
-                value = "true"
+        if not equals and position < len(arguments) and not arguments[position].startswith("--"):
+            value, position = arguments[position], position + 1
         yield key, value
 
 
@@ -112,7 +133,7 @@ def override(recipe: Recipe, path: str, value: Any, where: str) -> Recipe:
     known = dict(all_settings())
     path = path.replace("-", "_")
     if path not in known:
-        raise RecipeError(f"{where}: unknown option {path!r}{_nearest(path, [*known])}")
+        raise RecipeError(f"{where}: there is no field {path!r}{hint(path, known)}")
     about = known[path]
     try:
         typed = _convert(about.kind, value)
@@ -165,8 +186,3 @@ def _lower(value: Any) -> str:
     if not isinstance(value, str) or value.lower() not in ("true", "1", "yes", "false", "0", "no"):
         raise ValueError
     return value.lower()
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f": did you mean {near[0]!r}?" if near else ""

@@ -78,8 +78,8 @@ def test_too_few_images_for_one_batch(data: str, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--recipe", "glint360k_r1OO"], "unknown recipe 'glint360k_r1OO'"),
-        (["--recipe", "orl", "--head.samplerate", "0.1"], "did you mean 'head.sample_rate'"),
-        (["--recipe", "orl", "--haed.sample-rate", "0.1"], "did you mean 'head.sample_rate'"),
+        (["--recipe", "orl", "--head.samplerate", "0.1"], "did you mean '--head.sample-rate'"),
+        (["--recipe", "orl", "--haed.sample-rate", "0.1"], "did you mean '--head.sample-rate'"),
         (["--recipe", "orl", "--head.sample-rate", "1.5"], r"head\.sample_rate must be at least 0 and at most 1"),
         (["--recipe", "orl", "--train.precision", "fp8"], "train.precision must be one of fp32, bf16, fp16"),
         (["--recipe", "orl", "--train.batch-size", "many"], "must be a whole number"),
