@@ -8,6 +8,7 @@ from torchx import specs
 __path__ = [str(Path(__file__).with_suffix(""))]
 
 from components.appdefs import prepare_app, train_app, verify_app
+from components.jobs import PrepareJob, TrainJob, VerifyJob
 
 
 def arcface_dist(
@@ -57,26 +58,7 @@ def arcface_dist(
         preemptible: whether a queue with a better claim may take nodes away (the job shrinks, down to its least number)
         ttl_seconds: seconds that a finished job is kept for status and logs
     """
-    return train_app(
-        list(app_args),
-        nnodes=nnodes,
-        nproc_per_node=nproc_per_node,
-        recipe=recipe,
-        data=data,
-        output=output,
-        name=name,
-        hardware=hardware,
-        image=image,
-        cpu=cpu,
-        mem_mb=memMB,
-        env=env,
-        secret=secret,
-        service_account=service_account,
-        max_restarts=max_restarts,
-        rdzv_port=rdzv_port,
-        preemptible=preemptible,
-        ttl_seconds=ttl_seconds,
-    )
+    return train_app(TrainJob(**locals()))
 
 
 def arcface_verify(
@@ -115,21 +97,7 @@ def arcface_verify(
         secret: Kubernetes Secret with the object store's keys and endpoint
         service_account: Kubernetes service account of the pod
     """
-    return verify_app(
-        list(app_args),
-        model=model,
-        sets=sets,
-        set_names=set_names,
-        report=report,
-        floor=floor,
-        hardware=hardware,
-        image=image,
-        cpu=cpu,
-        mem_mb=memMB,
-        env=env,
-        secret=secret,
-        service_account=service_account,
-    )
+    return verify_app(VerifyJob(**locals()))
 
 
 def arcface_prepare(
@@ -160,14 +128,4 @@ def arcface_prepare(
         secret: Kubernetes Secret with the object store's keys and endpoint
         service_account: Kubernetes service account of the pod
     """
-    return prepare_app(
-        list(app_args),
-        kind=kind,
-        output=output,
-        image=image,
-        cpu=cpu,
-        mem_mb=memMB,
-        env=env,
-        secret=secret,
-        service_account=service_account,
-    )
+    return prepare_app(PrepareJob(**locals()))

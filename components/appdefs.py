@@ -2,233 +2,163 @@
 
 from __future__ import annotations
 
-import re
-
 from torchx import specs
 from torchx.specs import macros
 
+from components.arguments import (
+    ComponentError,
+    check_environment,
+    check_image,
+    check_no_password,
+    job_name,
+    parse_nodes,
+)
 from components.hardware import HardwareProfile, load_profile
-from components.image_registry import split_reference
-from components.overlays import mark_preemptible, overlay_job, overlay_pod
+from components.jobs import PrepareJob, TrainJob, VerifyJob
+from components.overlays import overlay_elastic_job, overlay_pod, overlay_single_job
 from components.recipes import default_run_name, known_recipe
 
 PYTHON = "python"
-_NODES = re.compile(r"(\d+)(?::(\d+))?")
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
 METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
-_FIELD_PATH = "[FIELD_PATH]"  # TorchX's mark for the downward API
 
 
-class ComponentError(ValueError):
-    """An argument of a component that does not fit; says what it takes."""
-
-
-def parse_nodes(text: str) -> tuple[int, int]:
-    """``"4"`` -> (4, 4), ``"2:4"`` -> (2, 4).
-
-    Raises:
-        ComponentError: it is neither.
-    """
-    match = _NODES.fullmatch(text)
-    if match is None:
-        raise ComponentError(f"--nnodes must be N or MIN:MAX, as in 4 or 2:4; got {text!r}")
-    least = int(match[1])
-    most = int(match[2]) if match[2] else least
-    if not 1 <= least <= most:
-        raise ComponentError(f"--nnodes {text}: the least number must be at least 1 and not above the most")
-    return least, most
-
-
-def train_app(
-    app_args: list[str],
-    *,
-    nnodes: str,
-    nproc_per_node: int,
-    recipe: str,
-    data: str,
-    output: str,
-    name: str,
-    hardware: str,
-    image: str,
-    cpu: int,
-    mem_mb: int,
-    env: dict[str, str],
-    secret: str,
-    service_account: str,
-    max_restarts: int,
-    rdzv_port: int,
-    preemptible: bool,
-    ttl_seconds: int,
-) -> specs.AppDef:
+def train_app(job: TrainJob) -> specs.AppDef:
     """A rendezvous process and elastic trainers; see ``arcface_dist``."""
-    least, most = parse_nodes(nnodes)
-    check_image(image)
-    known_recipe(recipe)
-    profile = load_profile(hardware)
-    processes = nproc_per_node or profile.devices
+    least, most = parse_nodes(job.nnodes)
+    _check(job, job.data, job.output, job.recipe)
+    known_recipe(job.recipe)
+    profile = load_profile(job.hardware)
+    processes = job.nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
-    run_name = name or default_run_name(recipe)
-    rendezvous = specs.Role(
-        name="rdzv",  # no dash: it becomes part of a variable's name
-        image=image,
-        entrypoint=PYTHON,
-        args=["-m", "app.elastic.rendezvous", "--port", str(rdzv_port), "--rdzv-id", macros.app_id],
-        num_replicas=1,
-        env=dict(_WRITABLE_HOME),
-        resource=specs.Resource(cpu=1, gpu=0, memMB=1024),
-        port_map={"rdzv": rdzv_port},
-    )
+    run_name = job.name or default_run_name(job.recipe)
+    rendezvous = _rendezvous(job)
     trainer = specs.Role(
         name="trainer",
-        image=image,
+        image=job.image,
         entrypoint=PYTHON,
         args=[
-            *("-m", "app.elastic.launch", "--nnodes", nnodes, "--nproc-per-node", str(processes)),
-            *("--rdzv-id", macros.app_id, "--rdzv-host-env", macros.rank0_env, "--rdzv-port", str(rdzv_port)),
-            *("--max-restarts", str(max_restarts)),
-            *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", recipe, "--name", run_name),
-            *(("--data.url", data) if data else ()),
-            *(("--output.url", output) if output else ()),
-            *largest_world(app_args, most * processes),
-            *app_args,
+            *("-m", "app.elastic.launch", "--nnodes", job.nnodes, "--nproc-per-node", str(processes)),
+            *("--rdzv-id", macros.app_id, "--rdzv-host-env", macros.rank0_env, "--rdzv-port", str(job.rdzv_port)),
+            *("--max-restarts", str(job.max_restarts)),
+            *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", job.recipe, "--name", run_name),
+            *(("--data.url", job.data) if job.data else ()),
+            *(("--output.url", job.output) if job.output else ()),
+            *largest_world(list(job.app_args), most * processes),
+            *job.app_args,
         ],
-        env={**_WRITABLE_HOME, **profile.env, "POD_IP": f"{_FIELD_PATH}status.podIP", **env},
+        env={**_WRITABLE_HOME, **profile.env, **job.env},
         num_replicas=most,
         port_map={"metrics": METRICS_PORT},
         min_replicas=least if least < most else None,
-        resource=_resource(profile, cpu, mem_mb),
+        resource=_resource(profile, job.cpu, job.memMB),
     )
     overlay_pod(
-        rendezvous,
+        trainer,
+        secret=job.secret,
+        service_account=job.service_account,
+        profile=profile,
+        grace_seconds=profile.grace_seconds,
+        shm_mb=profile.shm_mb,
+        restart_policy="OnFailure",
+        preemptible=job.preemptible,
+        spread=True,
+    )
+    overlay_elastic_job(rendezvous, trainer, least_pods=1 + least, ttl_seconds=job.ttl_seconds)
+    return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
+
+
+def _rendezvous(job: TrainJob) -> specs.Role:
+    """The meeting point: one CPU, no device, no keys."""
+    role = specs.Role(
+        name="rdzv",  # no dash: it becomes part of a variable's name
+        image=job.image,
+        entrypoint=PYTHON,
+        args=["-m", "app.elastic.rendezvous", "--port", str(job.rdzv_port), "--rdzv-id", macros.app_id],
+        num_replicas=1,
+        env=dict(_WRITABLE_HOME),
+        resource=specs.Resource(cpu=1, gpu=0, memMB=1024),
+        port_map={"rdzv": job.rdzv_port},
+    )
+    return overlay_pod(
+        role,
         secret="",
-        service_account=service_account,
+        service_account=job.service_account,
         profile=None,
         grace_seconds=30,
         shm_mb=64,
         restart_policy="Never",
     )
-    overlay_pod(
-        trainer,
-        secret=secret,
-        service_account=service_account,
-        profile=profile,
-        grace_seconds=profile.grace_seconds,
-        shm_mb=profile.shm_mb,
-        restart_policy="OnFailure",
-        spread=True,
-    )
-    overlay_job(rendezvous, least_pods=1 + least, ttl_seconds=ttl_seconds)
-    if preemptible:
-        mark_preemptible(trainer)  # not the rendezvous: losing it would restart all trainers
-    return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
 
 
-def verify_app(
-    app_args: list[str],
-    *,
-    model: str,
-    sets: str,
-    set_names: str,
-    report: str,
-    floor: float,
-    hardware: str,
-    image: str,
-    cpu: int,
-    mem_mb: int,
-    env: dict[str, str],
-    secret: str,
-    service_account: str,
-) -> specs.AppDef:
+def verify_app(job: VerifyJob) -> specs.AppDef:
     """One process on one device; see ``arcface_verify``."""
-    if not model or not sets:
+    if not job.model or not job.sets:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
-    check_image(image)
-    profile = load_profile(hardware).with_devices(1)
+    _check(job, job.model, job.sets, job.report)
+    profile = load_profile(job.hardware).with_devices(1)
     role = specs.Role(
         name="verify",
-        image=image,
+        image=job.image,
         entrypoint=PYTHON,
         args=[
-            *("-m", "app.verify", "--model", model, "--sets-url", sets),
-            *(("--sets", set_names) if set_names else ()),
-            *(("--report", report) if report else ()),
-            *(("--floor", str(floor)) if floor else ()),
-            *app_args,
+            *("-m", "app.verify", "--model", job.model, "--sets-url", job.sets),
+            *(("--sets", job.set_names) if job.set_names else ()),
+            *(("--report", job.report) if job.report else ()),
+            *(("--floor", str(job.floor)) if job.floor else ()),
+            *job.app_args,
         ],
-        env={**_WRITABLE_HOME, **profile.env, **env},
-        resource=_resource(profile, cpu, mem_mb),
+        env={**_WRITABLE_HOME, **profile.env, **job.env},
+        resource=_resource(profile, job.cpu, job.memMB),
     )
-    return _single_role_app("verify-" + model.rstrip("/").rsplit("/", 1)[-1], role, secret, service_account, profile)
+    return _single_role_app("verify-" + job.model.rstrip("/").rsplit("/", 1)[-1], role, job, profile)
 
 
-def prepare_app(
-    app_args: list[str],
-    *,
-    kind: str,
-    output: str,
-    image: str,
-    cpu: int,
-    mem_mb: int,
-    env: dict[str, str],
-    secret: str,
-    service_account: str,
-) -> specs.AppDef:
+def prepare_app(job: PrepareJob) -> specs.AppDef:
     """One process without a device; see ``arcface_prepare``."""
-    if not output:
+    if not job.output:
         raise ComponentError("arcface_prepare needs --output (URL of the dataset's folder)")
-    check_image(image)
+    _check(job, job.output)
     profile = load_profile("cpu")
     role = specs.Role(
         name="prepare",
-        image=image,
+        image=job.image,
         entrypoint=PYTHON,
-        args=["-m", "app.prepare", kind, "--output", output, *app_args],
-        env={**_WRITABLE_HOME, **env},
-        resource=_resource(profile, cpu, mem_mb),
+        args=["-m", "app.prepare", job.kind, "--output", job.output, *job.app_args],
+        env={**_WRITABLE_HOME, **job.env},
+        resource=_resource(profile, job.cpu, job.memMB),
     )
-    return _single_role_app(f"prepare-{kind}", role, secret, service_account, profile)
+    return _single_role_app(f"prepare-{job.kind}", role, job, profile)
+
+
+def _check(job: TrainJob | VerifyJob | PrepareJob, *urls: str) -> None:
+    """What every component refuses."""
+    check_image(job.image)
+    check_environment(job.env)
+    for url in (*urls, *job.app_args):
+        check_no_password("an argument", url)
 
 
 def _single_role_app(
-    name: str, role: specs.Role, secret: str, service_account: str, profile: HardwareProfile
+    name: str, role: specs.Role, job: VerifyJob | PrepareJob, profile: HardwareProfile
 ) -> specs.AppDef:
     overlay_pod(
         role,
-        secret=secret,
-        service_account=service_account,
+        secret=job.secret,
+        service_account=job.service_account,
         profile=profile,
         grace_seconds=30,
         shm_mb=profile.shm_mb,
         restart_policy="Never",
     )
-    overlay_job(role, least_pods=1, ttl_seconds=TTL_SECONDS)
+    overlay_single_job(role, ttl_seconds=TTL_SECONDS)
     return specs.AppDef(name=job_name(name), roles=[role])
-
-
-def job_name(text: str) -> str:
-    """A name that Kubernetes takes and that leaves room for what TorchX and Volcano append to it (63 characters)."""
-    cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "arcface"
-    return cleaned[:30].rstrip("-")
 
 
 def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource:
     devices = {profile.resource: profile.devices} if profile.resource else {}
     return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
-
-
-def check_image(image: str) -> None:
-    """Refuse an image that is not set or moves under a running job.
-
-    Raises:
-        ComponentError: it is empty, or of the tag latest, which no tag means too.
-    """
-    if not image:
-        raise ComponentError("no image: pass --image, or set it in .torchxconfig under [component:components.py:...]")
-    if split_reference(image)[2] == "latest":
-        raise ComponentError(
-            f"image {image!r}: a tag that moves gives nodes different code; name a version or a digest"
-        )
 
 
 def largest_world(app_args: list[str], most: int) -> list[str]:

@@ -31,11 +31,26 @@ _POD_SECURITY = {
     "fsGroup": USER_ID,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-# The role's pod decides how the job ends.
-_VERDICT_POLICIES = [
+# How an elastic job ends, tried on a control plane: with the rendezvous' verdict only. 65 says that starting again
+# cannot help, success completes the job though trainers may be pending; a rendezvous lost otherwise is made anew.
+_EXIT_VERDICT = 65
+_RENDEZVOUS_POLICIES = [
+    {"exitCode": _EXIT_VERDICT, "action": "TerminateJob"},
+    {"event": "TaskCompleted", "action": "CompleteJob"},
+    {"event": "PodFailed", "action": "RestartPod"},
+    {"event": "PodEvicted", "action": "RestartPod"},
+]
+# A container that fails restarts in its pod; this is for pods that are lost as a whole: a node that was shut down,
+# eviction by the kubelet, a device plugin that gave no device.
+_TRAINER_POLICIES = [{"event": "PodFailed", "action": "RestartPod"}]
+# Every RestartPod counts as a retry of the whole job, and the last one ends it.
+_MANY_RETRIES = 1000
+# The only pod of a job decides how it ends.
+_SINGLE_POLICIES = [
     {"event": "TaskCompleted", "action": "CompleteJob"},
     {"event": "PodFailed", "action": "TerminateJob"},
 ]
+_PREEMPTABLE = "volcano.sh/preemptable"
 
 
 def overlay_pod(
@@ -47,6 +62,7 @@ def overlay_pod(
     grace_seconds: int,
     shm_mb: int,
     restart_policy: str,
+    preemptible: bool = False,
     spread: bool = False,
 ) -> specs.Role:
     """Attach the overlay to a role and return it.
@@ -55,6 +71,7 @@ def overlay_pod(
         secret: Secret whose keys become environment variables, and its ``ca.crt``, where it has one, a file in
             ``CA_FOLDER``; empty for none.
         profile: of the node, or None for a pod that runs anywhere.
+        preemptible: whether Volcano may take the pods away for a queue with a better claim.
         spread: prefer nodes of their own for the replicas of this role.
     """
     host_paths = profile.host_paths if profile is not None else ()
@@ -90,10 +107,14 @@ def overlay_pod(
     # fmt: on
     if service_account:
         spec["serviceAccountName"] = service_account
-    metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/part-of": "arcface"}}
+    metadata: dict[str, Any] = {
+        "labels": {"app.kubernetes.io/part-of": "arcface"},
+        # Without the annotation Volcano takes a pod for preemptable, since its version 1.8.
+        "annotations": {_PREEMPTABLE: "true" if preemptible else "false"},
+    }
     if profile is not None:
         metadata["labels"] |= profile.labels
-        metadata["annotations"] = dict(profile.annotations)
+        metadata["annotations"] |= profile.annotations
         spec["nodeSelector"] = dict(profile.node_selector)
         spec["tolerations"] = [dict(toleration) for toleration in profile.tolerations]
     if spread:
@@ -115,21 +136,27 @@ def _authority(secret: str) -> dict[str, Any]:
     return {"name": "store-ca", "secret": source}
 
 
-def overlay_job(deciding: specs.Role, *, least_pods: int, ttl_seconds: int) -> None:
+def overlay_elastic_job(rendezvous: specs.Role, trainer: specs.Role, *, least_pods: int, ttl_seconds: int) -> None:
     """What makes the Volcano job elastic; read by the scheduler extension in ``torchx_plugins``.
 
-    The job starts when ``least_pods`` fit, and ends with the pod of the ``deciding`` role: complete when that succeeds,
-    even if other pods are still pending, failed when that fails. All other pods restart in place.
+    The job starts when any ``least_pods`` of its pods fit, the rendezvous among them. It ends with the rendezvous'
+    verdict; whichever pod is lost otherwise is made again, and no other with it.
     """
+    _overlay_job(rendezvous, least_pods=least_pods, ttl_seconds=ttl_seconds, max_retry=_MANY_RETRIES)
+    set_overlay(rendezvous, "volcano", "Task", {PUT("policies"): _RENDEZVOUS_POLICIES})
+    # TorchX asks for the first MIN trainers by name, each a task that must run; any MIN will do.
+    set_overlay(trainer, "volcano", "Task", {"minAvailable": 0, PUT("policies"): _TRAINER_POLICIES})
+
+
+def overlay_single_job(role: specs.Role, *, ttl_seconds: int) -> None:
+    """A Volcano job of one pod, which ends as the pod does."""
+    _overlay_job(role, least_pods=1, ttl_seconds=ttl_seconds, max_retry=1)
+    set_overlay(role, "volcano", "Task", {PUT("policies"): _SINGLE_POLICIES})
+
+
+def _overlay_job(role: specs.Role, *, least_pods: int, ttl_seconds: int, max_retry: int) -> None:
     job: dict[str, Any] = {
         "metadata": {"labels": {"app.kubernetes.io/part-of": "arcface"}},
-        "spec": {"minAvailable": least_pods, "ttlSecondsAfterFinished": ttl_seconds},
+        "spec": {"minAvailable": least_pods, "maxRetry": max_retry, "ttlSecondsAfterFinished": ttl_seconds},
     }
-    set_overlay(deciding, "volcano", "Job", job)
-    set_overlay(deciding, "volcano", "Task", {"policies": _VERDICT_POLICIES})
-
-
-def mark_preemptible(role: specs.Role) -> None:
-    """Let Volcano take the role's pods away for a queue with a better claim."""
-    annotations = {"metadata": {"annotations": {"volcano.sh/preemptable": "true"}}}
-    set_overlay(role, "kubernetes", "V1Pod", annotations)
+    set_overlay(role, "volcano", "Job", job)

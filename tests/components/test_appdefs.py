@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import inspect
 import os
 import re
 import types
@@ -20,6 +22,7 @@ from app.config.options import parse_arguments
 from app.device import detect_device
 from app.train import make_plan
 from app.world import World
+from components.jobs import PrepareJob, TrainJob, VerifyJob
 from tests.components.api_server import problems_of_job
 from tests.jobs import ROOT
 from torchx_plugins.schedulers.elastic_kubernetes import create_scheduler
@@ -166,6 +169,15 @@ def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
         ({"recipe": "glint360k_r10"}, "unknown recipe 'glint360k_r10': did you mean 'glint360k_r100'"),
         ({"image": ""}, "no image: pass --image, or set it in .torchxconfig"),
         ({"image": "registry.example/arcface:latest"}, "a tag that moves"),
+        ({"image": "registry.example/ArcFace:1"}, "did you mean 'registry.example/arcface:1'"),
+        ({"image": "registry.example/arc face:1"}, "is no image reference"),
+        ({"image": "registry.example/arcface:1:2"}, "is no image reference"),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, "--env AWS_SECRET_ACCESS_KEY: the value would stand in the job"),
+        ({"env": {"WANDB_API_KEY": "x"}}, "put it into the Secret that --secret names"),
+        ({"env": {"HF_TOKEN": "x"}}, "--env HF_TOKEN"),
+        ({"env": {"db_password": "x"}}, "--env db_password"),
+        ({"env": {"HTTPS_PROXY": "http://me:pw@proxy:3128"}}, "--env HTTPS_PROXY: a URL with a password"),
+        ({"data": "https://me:pw@host/faces"}, "a URL with a password"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
@@ -181,7 +193,39 @@ def test_the_callers_environment_is_not_changed() -> None:
     assert app.roles[1].env["A"] == "1"
 
 
-@pytest.mark.parametrize("name", ["glint360k_r100", "A Name With Spaces!", "x" * 90])
+@pytest.mark.parametrize(
+    "image",
+    ["/images/arcface", "./arcface", ".", "~/arcface", "arcface:1", "Registry.Example:5000/a/b__c@sha256:" + "a" * 64],
+)
+def test_images_of_every_scheduler_are_taken(image: str) -> None:
+    app = get_component(f"{FILE}:arcface_dist").fn(nnodes="2", hardware="cpu", recipe="orl", image=image)
+    assert {role.image for role in app.roles} == {image}
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "AWS_CA_BUNDLE", "NCCL_KEY", "AWS_WEB_IDENTITY_TOKEN_FILE"])
+def test_variables_that_are_no_secrets_pass(name: str) -> None:
+    assert build("arcface_dist", nnodes="1", hardware="cpu", recipe="orl", env={name: "/x"}).roles[1].env[name] == "/x"
+
+
+def test_no_schedulers_mark_is_in_the_environment_that_all_get() -> None:
+    for role in build("arcface_dist", nnodes="2", hardware="cpu", recipe="orl").roles:
+        assert not any("[" in value for value in role.env.values())
+
+
+@pytest.mark.parametrize(
+    ("component", "job"), [("arcface_dist", TrainJob), ("arcface_verify", VerifyJob), ("arcface_prepare", PrepareJob)]
+)
+def test_a_components_arguments_are_one_typed_value_with_the_same_defaults(component: str, job: Any) -> None:
+    parameters = inspect.signature(get_component(f"{FILE}:{component}").fn).parameters
+    assert [field.name for field in dataclasses.fields(job)] == list(parameters)
+    for name, parameter in parameters.items():
+        if name != "app_args":
+            assert getattr(job(), name) == parameter.default, name
+
+
+@pytest.mark.parametrize(
+    "name", ["glint360k_r100", "A Name With Spaces!", "x" * 90, "3millions", "20240101", "-9-", "Ünïcode", "1" * 40]
+)
 def test_job_names_leave_room_for_what_is_appended(name: str) -> None:
     app = build("arcface_dist", nnodes="1:16", hardware="cpu", recipe="orl", name=name)
     assert problems_of_job(yaml.safe_load(manifest(app).replace("-UNIQUE", "-" + "u" * 14))) == []

@@ -45,10 +45,13 @@ def test_an_elastic_job_waits_for_its_least_number_only(server: ApiServer) -> No
     submit(server, "--nnodes", "2:4", "--preemptible", "True")
     (job,) = server.jobs()
     assert job["spec"]["minAvailable"] == 3
-    assert [task.get("minAvailable") for task in job["spec"]["tasks"]] == [None, 1, 1, 0, 0]
+    assert [task.get("minAvailable") for task in job["spec"]["tasks"]] == [None, 0, 0, 0, 0]
+    assert job["spec"]["maxRetry"] == 1000
     trainer = job["spec"]["tasks"][1]["template"]
     assert trainer["metadata"]["annotations"]["volcano.sh/preemptable"] == "true"
-    assert "volcano.sh/preemptable" not in job["spec"]["tasks"][0]["template"]["metadata"]["annotations"]
+    assert job["spec"]["tasks"][0]["template"]["metadata"]["annotations"]["volcano.sh/preemptable"] == "false"
+    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    assert address in trainer["spec"]["containers"][0]["env"]
     command = trainer["spec"]["containers"][0]["command"]
     assert command[command.index("--train.max-processes") + 1] == "32"
 

@@ -32,6 +32,7 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         info = super()._submit_dryrun(app, dataclasses.replace(cfg, validate_spec=False))
         resource = info.request.resource
         complete_job(app, resource)
+        add_pod_address(resource)
         check_names(resource)
         if cfg.validate_spec:
             namespace = cfg.namespace or "default"
@@ -80,18 +81,32 @@ def complete_job(app: AppDef, resource: dict[str, Any]) -> None:
             if task_fields and task["name"].rpartition("-")[0] == role.name:
                 apply_overlay(task, task_fields)
     spec = resource["spec"]
-    # Retries are the roles' own affair here; a job-level one would restart the survivors too.
+    # 0 would be Volcano's default of three.
     spec["maxRetry"] = max(1, int(spec.get("maxRetry") or 0))
 
 
+def add_pod_address(resource: dict[str, Any]) -> None:
+    """Tell each trainer its own address in ``POD_IP``, from the downward API; no other scheduler has such a thing."""
+    from kubernetes.client import V1EnvVar, V1EnvVarSource, V1ObjectFieldSelector
+
+    source = V1EnvVarSource(field_ref=V1ObjectFieldSelector(field_path="status.podIP"))
+    for task in resource["spec"]["tasks"]:
+        for container in task["template"].spec.containers:
+            if "app.elastic.launch" in (container.command or []):
+                container.env = [*(container.env or []), V1EnvVar(name="POD_IP", value_from=source)]
+
+
 def check_names(resource: dict[str, Any]) -> None:
-    """Refuse pod names that Kubernetes would.
+    """Refuse names that Kubernetes would.
 
     Raises:
-        ClusterError: one is longer than 63 characters.
+        ClusterError: a pod's is longer than 63 characters, or the job's cannot be that of a Service.
     """
+    job = resource["metadata"]["name"]
+    if not job[:1].isalpha():
+        raise ClusterError(f"the job name {job!r} must begin with a letter: Volcano makes a Service of that name")
     for task in resource["spec"]["tasks"]:
-        name = f"{resource['metadata']['name']}-{task['name']}-{task.get('replicas', 1) - 1}"
+        name = f"{job}-{task['name']}-{task.get('replicas', 1) - 1}"
         if len(name) > MAX_NAME:
             raise ClusterError(
                 f"the pod name {name!r} has {len(name)} characters, {MAX_NAME} are allowed: shorten --name"

@@ -1,0 +1,129 @@
+"""What a component's arguments must look like; everything here refuses before a job exists."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from urllib.parse import urlsplit
+
+from components.image_registry import split_reference
+
+_NODES = re.compile(r"(\d+)(?::(\d+))?")
+# As the registries' reference grammar has it (github.com/distribution/reference): a domain may have capitals and a
+# port, the path may not have capitals, then a tag, a digest, or both.
+_IMAGE = re.compile(
+    r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*(?::\d+)?/)?"
+    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,})?"
+)
+_SECRET_WORDS = {
+    "SECRET",
+    "SECRETS",
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "TOKEN",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "APIKEY",
+}
+_KEY_KINDS = {"API", "ACCESS", "PRIVATE", "SECRET", "ACCOUNT", "STORAGE", "ENCRYPTION", "SIGNING", "AUTH"}
+_PLACE_WORDS = {"FILE", "PATH", "DIR", "FOLDER", "URI", "ENDPOINT"}  # where a secret is, not what it is
+
+
+class ComponentError(ValueError):
+    """An argument of a component that does not fit; says what it takes."""
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """``"4"`` -> (4, 4), ``"2:4"`` -> (2, 4).
+
+    Raises:
+        ComponentError: it is neither.
+    """
+    match = _NODES.fullmatch(text)
+    if match is None:
+        raise ComponentError(f"--nnodes must be N or MIN:MAX, as in 4 or 2:4; got {text!r}")
+    least = int(match[1])
+    most = int(match[2]) if match[2] else least
+    if not 1 <= least <= most:
+        raise ComponentError(f"--nnodes {text}: the least number must be at least 1 and not above the most")
+    return least, most
+
+
+def job_name(text: str) -> str:
+    """A name that Kubernetes takes and that leaves room for what TorchX and Volcano append to it (63 characters).
+
+    It begins with a letter: Volcano makes a Service of the job's name, and Services must (RFC 1035).
+    """
+    cleaned = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "arcface"
+    if not cleaned[0].isalpha():
+        cleaned = f"run-{cleaned}"
+    return cleaned[:30].rstrip("-")
+
+
+def is_path(image: str) -> bool:
+    """Whether an image is a folder or file, as schedulers without containers take it."""
+    return image.startswith(("/", "./", "../", "~")) or image in (".", "..")
+
+
+def check_image(image: str) -> None:
+    """Refuse an image that is not set, that no registry can have, or that moves under a running job.
+
+    Raises:
+        ComponentError: it is empty, not a reference, or of the tag latest, which no tag means too.
+    """
+    if not image:
+        raise ComponentError("no image: pass --image, or set it in .torchxconfig under [component:components.py:...]")
+    if is_path(image):
+        return
+    if not _IMAGE.fullmatch(image):
+        hint = f"; did you mean {image.lower()!r}?" if _IMAGE.fullmatch(image.lower()) else ""
+        raise ComponentError(
+            f"image {image!r} is no image reference: REGISTRY/NAME:TAG in small letters, without spaces{hint}"
+        )
+    if split_reference(image)[2] == "latest":
+        raise ComponentError(
+            f"image {image!r}: a tag that moves gives nodes different code; name a version or a digest"
+        )
+
+
+def check_environment(env: dict[str, str]) -> None:
+    """Refuse secrets among environment variables: whoever may read the job could read them.
+
+    Raises:
+        ComponentError: a variable's name is that of a secret, or its value a URL with a password.
+    """
+    for name, value in env.items():
+        if _names_a_secret(name) and value:
+            raise ComponentError(
+                f"--env {name}: the value would stand in the job for all to read; put it into the Secret that --secret "
+                "names, all of whose keys become environment variables"
+            )
+        check_no_password(f"--env {name}", value)
+
+
+def _names_a_secret(name: str) -> bool:
+    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if word]
+    if not words or words[-1] in _PLACE_WORDS or name == "GOOGLE_APPLICATION_CREDENTIALS":
+        return False
+    keys = any(kind in _KEY_KINDS and word in ("KEY", "KEYS") for kind, word in itertools.pairwise(words))
+    return keys or bool(_SECRET_WORDS.intersection(words)) or words[-2:] == ["CONNECTION", "STRING"]
+
+
+def check_no_password(what: str, value: str) -> None:
+    """Refuse ``scheme://user:password@host``.
+
+    Raises:
+        ComponentError: the value is such a URL; the message does not repeat it.
+    """
+    for word in re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s,;]+", value):
+        try:
+            found = urlsplit(word).password
+        except ValueError:
+            continue
+        if found:
+            raise ComponentError(
+                f"{what}: a URL with a password would stand in the job for all to read; put keys into the Secret "
+                "that --secret names"
+            )
