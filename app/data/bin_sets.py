@@ -1,18 +1,14 @@
 """Verification sets in insightface's ``.bin`` format, read without executing anything.
 
-The file is a pickle of ``(images, issame)``: ``images`` holds two encoded images a pair, ``issame`` one bool a pair. A
-pickle may call any function it names; this reader builds lists, tuples, bytes, bools and arrays of bools, and refuses
-every other name before anything is called.
+The file is a pickle of ``(images, issame)``: ``images`` holds two encoded images a pair, ``issame`` one bool a pair;
+both may be lists, tuples or arrays, and an image may be bytes, a bytearray or the uint8 array that cv2.imencode makes.
+A pickle may call any function it names; ``app.plain_pickle`` builds plain data and refuses every other name.
 """
 
 from __future__ import annotations
 
-import codecs
-import io
 import pickle
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.decode import decode_image, resize
 from app.data.recordio import RecordError
+from app.plain_pickle import Array, PickleError, RefusedName, load_plain
 
 
 @dataclass(frozen=True)
@@ -60,25 +57,60 @@ def load_set(url: str) -> VerificationSet:
 def parse_set(url: str, name: str, data: bytes) -> VerificationSet:
     """Parse the bytes of a ``.bin`` file; see ``load_set``."""
     try:
-        content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except _RefusedName as error:
+        content, _ = load_plain(data)
+    except RefusedName as error:
         raise RecordError(
             f"{url}: refused: the file asks to call {error}, which is not plain data: it was damaged or made to run "
             "code; do not open it with other tools"
         ) from None
-    except Exception as error:
-        raise RecordError(f"{url}: not a verification set, or truncated ({type(error).__name__}: {error})") from None
+    except PickleError as error:
+        raise RecordError(f"{url}: not a verification set, or truncated ({error})") from None
     if not (isinstance(content, tuple | list) and len(content) == 2):
         raise RecordError(f"{url}: not a verification set: expected (images, issame), found {type(content).__name__}")
-    images, issame = content
-    if not (isinstance(images, list | tuple) and all(isinstance(image, bytes) for image in images)):
-        raise RecordError(f"{url}: not a verification set: its images must be a list of encoded images")
-    flags = issame.tolist() if isinstance(issame, np.ndarray) else issame
-    if not (isinstance(flags, list | tuple) and all(isinstance(flag, bool | np.bool_ | int) for flag in flags)):
-        raise RecordError(f"{url}: not a verification set: issame must be a list of bools")
+    images = [_encoded(url, number, image) for number, image in enumerate(_items(url, "images", content[0]))]
+    flags = [_flag(url, number, flag) for number, flag in enumerate(_items(url, "issame", content[1]))]
     if len(images) != 2 * len(flags) or not flags:
         raise RecordError(f"{url}: {len(images)} images do not make {len(flags)} pairs")
-    return VerificationSet(name, list(images), np.array([bool(flag) for flag in flags]))
+    return VerificationSet(name, images, np.array(flags, dtype=np.bool_))
+
+
+def _items(url: str, what: str, value: object) -> list[object]:
+    """The entries of a list, a tuple or an array; a column counts as a list."""
+    if isinstance(value, Array):
+        values = value.values
+        if isinstance(values, np.ndarray) and sum(size != 1 for size in values.shape) > 1:
+            raise RecordError(f"{url}: not a verification set: {what} is an array of shape {values.shape}, not a list")
+        return values.ravel().tolist() if isinstance(values, np.ndarray) else values
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise RecordError(f"{url}: not a verification set: {what} is a {type(value).__name__}, not a list")
+
+
+def _encoded(url: str, number: int, value: object) -> bytes:
+    """One encoded image: bytes, or what cv2.imencode returns, uint8 [N] or [N, 1]."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, Array) and isinstance(value.values, np.ndarray) and value.values.dtype == np.uint8:
+        if value.values.size == max(value.values.shape, default=0):
+            return value.values.tobytes()
+        raise RecordError(
+            f"{url}: image {number} is an array of shape {value.values.shape}, so it is decoded already: its images "
+            "must be a list of encoded images (JPEG or PNG bytes)"
+        )
+    raise RecordError(
+        f"{url}: not a verification set: its images must be a list of encoded images, image {number} is not one"
+    )
+
+
+def _flag(url: str, number: int, value: object) -> bool:
+    """Are the two images of a pair of one person? As a bool, or a number that is 0 or 1."""
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    shown = repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+    raise RecordError(
+        f"{url}: not a verification set: issame must be a list of bools, or of numbers 0 and 1; entry {number} is "
+        f"{shown}"
+    )
 
 
 def dump_set(images: list[bytes], issame: list[bool]) -> bytes:
@@ -86,54 +118,3 @@ def dump_set(images: list[bytes], issame: list[bool]) -> bytes:
     if len(images) != 2 * len(issame):
         raise ValueError(f"{len(images)} images do not make {len(issame)} pairs")
     return pickle.dumps((images, issame), protocol=4)
-
-
-class _RefusedName(Exception):
-    pass
-
-
-def _array_shell(*_: object) -> NDArray[np.bool_]:
-    """Stands for numpy's ``_reconstruct``: an empty array whose content the pickle sets next."""
-    return np.empty(0, dtype=np.bool_)
-
-
-def _bool_dtype(spec: object, *_: object) -> np.dtype[np.bool_]:
-    if spec not in ("b1", b"b1", "?", b"?", "bool", b"bool"):
-        raise _RefusedName(f"numpy.dtype({spec!r})")
-    return np.dtype(np.bool_)
-
-
-def _bool_scalar(_: object, value: bytes) -> bool:
-    return bool(value != b"\0")
-
-
-def _bool_array_of_buffer(buffer: bytes, _dtype: object, shape: tuple[int, ...], _order: object) -> NDArray[np.bool_]:
-    return np.frombuffer(bytes(buffer), dtype=np.bool_).reshape(shape)
-
-
-def _latin1_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """Python 3 writes bytes this way in old pickle protocols."""
-    if encoding not in ("latin1", "latin-1"):
-        raise _RefusedName(f"codecs.encode(..., {encoding!r})")
-    return codecs.encode(text, "latin1")
-
-
-# What a set written by Python 2 or 3, numpy 1 or 2, may name, and the harmless function that answers for it.
-_ADMITTED: dict[tuple[str, str], Callable[..., Any] | type] = {
-    ("_codecs", "encode"): _latin1_bytes,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _bool_dtype,
-    ("numpy.dtypes", "BoolDType"): lambda: np.dtype(np.bool_),
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _array_shell
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _bool_scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _bool_array_of_buffer
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        """Answer a name in the pickle; anything that is not plain data is refused."""
-        if (module, name) not in _ADMITTED:
-            raise _RefusedName(f"{module}.{name}")
-        return _ADMITTED[module, name]

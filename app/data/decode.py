@@ -1,35 +1,91 @@
-"""JPEG (or any other image format) to RGB ``uint8 [3, H, W]``."""
+"""JPEG (or another of a few image formats) to RGB ``uint8 [H, W, 3]``, with the size checked before it is decoded."""
 
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from app.data.recordio import RecordError
+
+# Pillow knows over forty formats, some of them programs of their own (EPS); these are the ones of face datasets.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
+# An image may announce this many pixels, and so many more for each byte it has: no encoder of photographs packs more
+# than about 300 into one. A header of a few hundred bytes thus cannot ask for gigabytes, while a real photograph of any
+# camera passes.
+FREE_PIXELS, PIXELS_PER_BYTE, MAX_PIXELS = 2 << 20, 400, 1 << 28
+
+# Pillow's own warning about large images; the check above is stricter.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode encoded image bytes to RGB, ``uint8 [H, W, 3]``.
 
     Raises:
-        RecordError: the bytes are not an image, or end too early.
+        RecordError: the bytes are not an image, end too early, or announce a size that they cannot hold.
+    """
+    return decode_leniently(data)[0]
+
+
+def decode_leniently(data: bytes) -> tuple[NDArray[np.uint8], bool]:
+    """Decode as ``decode_image`` does; the bool says that the JPEG has faults that the decoder could pass over.
+
+    Stray bytes before a marker are such a fault: libjpeg warns of them, Pillow and so the reference decode them.
     """
     if not data:
         raise RecordError("the record holds no image bytes")
-    if data[:2] == b"\xff\xd8":
-        try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError as error:
-            raise RecordError(f"unreadable JPEG of {len(data)} bytes ({error})") from error
+    if data[:2] != b"\xff\xd8":
+        return _decode_with_pillow(data, "image"), False
+    faulty = False
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise RecordError(f"unreadable image of {len(data)} bytes ({type(error).__name__})") from error
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(int(width), int(height), len(data))
+        if colours not in ("CMYK", "YCCK"):
+            return simplejpeg.decode_jpeg(data, colorspace="RGB"), False
+    except ValueError:
+        faulty = True
+    return _decode_with_pillow(data, "JPEG"), faulty
+
+
+def _check_size(width: int, height: int, size: int) -> None:
+    if width * height > min(MAX_PIXELS, FREE_PIXELS + PIXELS_PER_BYTE * size):
+        raise RecordError(
+            f"an image of {size} bytes announces {width} x {height} pixels, which they cannot hold: it is "
+            "damaged, or made to take memory"
+        )
+
+
+def _decode_with_pillow(data: bytes, kind: str) -> NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(*image.size, len(data))
+            if image.format == "TIFF":  # its tiles may be larger than the image
+                tags: dict[int, int] = dict(image.tag_v2)  # type: ignore[attr-defined]
+                _check_size(tags.get(322, 1), tags.get(323, 1), len(data))
+            return _to_rgb(image)
+    except RecordError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever comes up
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"none of {', '.join(FORMATS)}"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = "it announces more pixels than its bytes can hold"
+        raise RecordError(f"unreadable {kind} of {len(data)} bytes ({reason})") from error
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip them
+        grey = np.asarray(image).astype(np.int64)
+        if grey.size and int(grey.max()) > 255:
+            grey >>= 8
+        return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 95) -> bytes:

@@ -23,6 +23,8 @@ _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _IMAGE_HEADER = struct.Struct("<IfQQ")
 MAX_PART_BYTES = (1 << 29) - 1
+MAX_LABELS = 1 << 16  # of one record; a face has one, a detection set a few hundred
+EXACT = 1 << 24  # labels are float32: whole numbers beyond this are rounded
 
 
 class RecordError(AppError):
@@ -122,5 +124,19 @@ def unpack_image(data: bytes) -> tuple[ImageHeader, bytes]:
     end = _IMAGE_HEADER.size + 4 * flag
     if len(data) < end:
         raise RecordError(f"the image header announces {flag} labels, but the record ends after {len(data)} bytes")
+    if flag > MAX_LABELS:
+        raise RecordError(f"the image header announces {flag} labels; more than {MAX_LABELS} are not read")
     labels: NDArray[np.float32] = np.frombuffer(data, dtype="<f4", count=flag, offset=_IMAGE_HEADER.size)
     return ImageHeader(tuple(labels.tolist()), identifier, identifier2, is_array=True), data[end:]
+
+
+def class_of(header: ImageHeader) -> int:
+    """The class of an image: its first label. It may be out of the classes' range, -1 for example.
+
+    Raises:
+        RecordError: the label is not a whole number that float32 can hold exactly.
+    """
+    label = header.labels[0]
+    if not abs(label) <= EXACT or label != int(label):
+        raise RecordError(f"its label {label!r} is not a class: a whole number is needed, at most {EXACT}")
+    return int(label)

@@ -12,7 +12,7 @@ from app import storage
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, resize
 from app.data.prepare.tools import read_all
-from app.data.recordio import RecordError
+from app.data.recordio import RecordError, class_of
 from app.device import detect_device
 from app.errors import run_main
 from app.evaluate import flops, ijb
@@ -52,7 +52,7 @@ def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
         if header is None:
             raise RecordError(problem)
         images.append(resize(decode_image(encoded), model.image_size, model.image_size).transpose(2, 0, 1))
-        labels.append(int(header.labels[0]))
+        labels.append(class_of(header))
         positions.append(position)
         if len(images) == options.batch_size or position == len(dataset) - 1:
             embeddings.append(model.embed(np.stack(images)))

@@ -17,14 +17,73 @@ IMAGES = [b"\xff\xd8one", b"\xff\xd8two", b"three", b"\x80four"]
 FLAGS = [True, False]
 
 
+KINDS_OF_FLAGS = {
+    "list": FLAGS,
+    "array": np.array(FLAGS),
+    "numpy's bools": [np.bool_(flag) for flag in FLAGS],
+    "ints": [int(flag) for flag in FLAGS],
+    "array of ints": np.array(FLAGS, dtype=np.int64),
+    "array of big-endian ints": np.array(FLAGS, dtype=">i4"),
+    "array of floats": np.array(FLAGS, dtype=np.float32),
+    "column": np.array(FLAGS)[:, None],
+    "objects": np.array(FLAGS, dtype=object),
+    "numpy's floats": [np.float64(flag) for flag in FLAGS],
+    "tuple": tuple(FLAGS),
+}
+
+
 @pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize(
-    "flags", [FLAGS, np.array(FLAGS), [np.bool_(flag) for flag in FLAGS]], ids=["list", "np", "np_"]
-)
+@pytest.mark.parametrize("flags", KINDS_OF_FLAGS.values(), ids=list(KINDS_OF_FLAGS))
 def test_every_protocol_and_kind_of_flags_is_read(protocol: int, flags: Any) -> None:
     loaded = parse_set("x.bin", "x", pickle.dumps((IMAGES, flags), protocol=protocol))
     assert loaded.images == IMAGES
     assert loaded.issame.tolist() == FLAGS
+
+
+_ARRAYS = [np.frombuffer(image, dtype=np.uint8).copy() for image in IMAGES]
+KINDS_OF_IMAGES = {
+    "uint8 arrays, as of cv2.imencode": _ARRAYS,
+    "columns, as of an older cv2.imencode": [array[:, None] for array in _ARRAYS],
+    "bytearrays": [bytearray(image) for image in IMAGES],
+    "an array of objects": np.array(IMAGES, dtype=object),
+    "tuple": tuple(IMAGES),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("images", KINDS_OF_IMAGES.values(), ids=list(KINDS_OF_IMAGES))
+def test_every_kind_of_encoded_images_is_read(protocol: int, images: Any) -> None:
+    loaded = parse_set("x.bin", "x", pickle.dumps((images, FLAGS), protocol=protocol))
+    assert loaded.images == IMAGES
+    assert all(type(image) is bytes for image in loaded.images)
+
+
+def test_names_of_both_numpys_are_read() -> None:
+    for protocol in range(5):
+        data = pickle.dumps((IMAGES, np.array(FLAGS)), protocol=protocol)
+        older = data.replace(b"numpy._core", b"numpy.core")
+        if protocol == 4:  # the lengths of the name and of the frame go with it
+            older = older.replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core")
+        assert parse_set("x.bin", "x", older).issame.tolist() == FLAGS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ((IMAGES, [2, 0]), "entry 0 is 2"),
+        ((IMAGES, [True, -1]), "entry 1 is -1"),
+        ((IMAGES, np.array([1.0, np.nan])), "entry 1 is nan"),
+        ((IMAGES, [True, b"x"]), "entry 1 is a bytes"),
+        ((IMAGES, np.ones((2, 2))), r"issame is an array of shape \(2, 2\)"),
+        ((np.zeros((4, 8, 8, 3), np.uint8), FLAGS), "images is an array of shape"),
+        (([np.zeros((8, 8, 3), np.uint8)] * 4, FLAGS), r"image 0 is an array of shape \(8, 8, 3\), so it is decoded"),
+        ((["text"] * 4, FLAGS), "image 0 is not one"),
+        ((IMAGES, None), "issame is a NoneType"),
+    ],
+)
+def test_what_is_not_such_a_set_is_told(content: Any, message: str) -> None:
+    with pytest.raises(RecordError, match=message):
+        parse_set("x.bin", "x", pickle.dumps(content))
 
 
 def test_a_set_written_by_python_2_is_read() -> None:

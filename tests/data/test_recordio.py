@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import MAGIC, ImageHeader, RecordError, pack_image, pack_record, unpack_image, unpack_record
+from app.data.recordio import (
+    MAGIC,
+    ImageHeader,
+    RecordError,
+    class_of,
+    pack_image,
+    pack_record,
+    unpack_image,
+    unpack_record,
+)
 
 _magic = struct.pack("<I", MAGIC)
 # Data rich in the magic, aligned or not, at the start, at the end and doubled: what the multi-part form is for.
@@ -73,6 +83,20 @@ def test_a_header_that_announces_more_labels_than_there_are_is_refused() -> None
     data = pack_image(ImageHeader((1.0, 2.0)), b"")
     with pytest.raises(RecordError, match="announces 2 labels"):
         unpack_image(data[:-1])
+
+
+def test_a_header_that_takes_the_image_for_labels_is_refused() -> None:
+    data = struct.pack("<IfQQ", 100_000, 0.0, 1, 0) + b"\0" * 400_000
+    with pytest.raises(RecordError, match="announces 100000 labels"):
+        unpack_image(data)
+
+
+@pytest.mark.parametrize("label", [math.nan, math.inf, -math.inf, 1e18, 2.5, -0.5, 2.0**24 + 2])
+def test_a_label_that_is_no_class_is_told(label: float) -> None:
+    header, _ = unpack_image(pack_image(ImageHeader((label,)), b""))
+    with pytest.raises(RecordError, match="is not a class"):
+        class_of(header)
+    assert class_of(ImageHeader((-1.0, 0.5))) == -1
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:

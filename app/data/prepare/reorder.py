@@ -16,7 +16,7 @@ from app.data.prepare.orl import PrepareError
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import ImageHeader, pack_image
+from app.data.recordio import ImageHeader, RecordError, class_of, pack_image
 
 BUCKET_BYTES = 256 << 20
 
@@ -78,7 +78,7 @@ def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
     dataset = open_dataset(url)
     labels = np.empty(len(dataset), dtype=np.int64)
     for position, header, _ in _sound_records(dataset):
-        labels[position] = int(header.labels[0])
+        labels[position] = _class_of(dataset, position, header)
     known = np.unique(labels)
     if not 0 < people < len(known):
         raise PrepareError(f"--people must be 1..{len(known) - 1}, got {people}")
@@ -90,6 +90,13 @@ def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
             write_identity_layout(writer, np.searchsorted(members, labels[grouped]).tolist(), _images(dataset, grouped))
         storage.write_bytes(storage.join(output, name, "property"), f"{len(members)},112,112".encode())
     return f"{people} people held out, {len(known) - people} to train on"
+
+
+def _class_of(dataset: Dataset, position: int, header: ImageHeader) -> int:
+    try:
+        return class_of(header)
+    except RecordError as error:
+        raise PrepareError(f"{RecordReader(dataset).describe(position)}: {error}") from error
 
 
 def _images(dataset: Dataset, positions: NDArray[np.int64]) -> Iterator[bytes]:

@@ -1,0 +1,466 @@
+"""Reads pickles of plain data with a bounded stack machine; there is no unpickler in it, and nothing is ever called.
+
+A pickle is a program: its opcodes build values on a stack, and some of them call whatever function the file names. This
+reader knows the opcodes that build plain data (numbers, bytes, texts, lists, tuples, dicts) and a few names whose
+meaning it carries out itself: numpy's arrays and scalars, and what a caller admits. Any other name is refused before
+anything happens. Memory is bounded by the file: every value is paid for from a budget of the file's size plus 48 MiB.
+
+Source of the opcodes: the standard library's ``pickletools``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import AppError
+
+_ALLOWANCE = 48 << 20  # bytes beside the file's own size that its values may take
+_LONGEST_NAME = 256
+_LONGEST_INT = 16  # bytes; counts and flags need far fewer
+# What a value takes in memory beside its content, bytes; measured upper bounds of CPython 3.11 to 3.13.
+_SLOT, _NUMBER, _BYTES, _TEXT, _CONTAINER, _SPARSE_MEMO = 10, 40, 48, 160, 130, 180
+
+
+class PickleError(AppError):
+    """The bytes are not a pickle of plain data, or end too early; says at which byte."""
+
+
+class RefusedName(PickleError):
+    """The pickle names something that is not plain data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of the pickle, as the bytes that it stands in; decoded only where it is needed."""
+
+    data: bytes
+    start: int
+    stop: int
+    encoding: str
+
+    def decode(self) -> str:
+        """The text itself."""
+        return self.data[self.start : self.stop].decode(self.encoding, "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """An admitted name; ``make`` answers for it and gets the arguments that the file calls it with."""
+
+    text: str
+    make: Callable[..., Any]
+
+
+class Settable:
+    """A value that the pickle makes first and sets with ``BUILD`` afterwards."""
+
+    def set_state(self, state: Any) -> None:
+        """Take over what the pickle says the value is."""
+        raise PickleError(f"a {type(state).__name__} for a {type(self).__name__}, which has no state")
+
+
+class ArrayType(Settable):
+    """numpy's dtype: one of the plain ones."""
+
+    def __init__(self, code: str) -> None:
+        self.code, self.order = code, "<"
+
+    def set_state(self, state: Any) -> None:
+        """The state is ``(version, byte order, ...)``."""
+        order = name_of(state[1])
+        if order not in ("<", ">", "|", "="):
+            raise PickleError(f"an array's byte order cannot be {order!r}")
+        self.order = ">" if order == ">" else "<"
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The type as numpy's; not for arrays of objects."""
+        return np.dtype(self.order + self.code)
+
+
+class Array(Settable):
+    """numpy's ndarray: ``values`` is an array, or the list of items of an array of objects."""
+
+    def __init__(self) -> None:
+        self.values: NDArray[Any] | list[Any] = []
+
+    def set_state(self, state: Any) -> None:
+        """The state is ``(version, shape, dtype, is it in Fortran's order, content)``; the oldest have no version."""
+        shape, kind, fortran, content = state[-4:]
+        self.fill(shape, kind, "F" if fortran else "C", content)
+
+    def fill(self, shape: Any, kind: Any, order: str, content: Any) -> None:
+        """Set the content: bytes of exactly the shape, or a list of objects."""
+        if not isinstance(kind, ArrayType) or not isinstance(shape, tuple) or len(shape) > 8:
+            raise PickleError("an array without a plain type and shape")
+        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise PickleError("an array whose shape is not of whole numbers")
+        count = math.prod(shape)
+        if kind.code == "O":
+            if not isinstance(content, list) or len(content) != count:
+                raise PickleError(f"an array of {count} objects without them")
+            self.values = content
+            return
+        if not isinstance(content, bytes) or len(content) != count * kind.numpy.itemsize:
+            raise PickleError(f"an array of {count} values whose bytes are not there")
+        self.values = np.frombuffer(content, dtype=kind.numpy).reshape(shape, order="F" if order == "F" else "C")
+
+
+def name_of(value: Any) -> str:
+    """A short text: a name, a code, an encoding; Python 2 wrote them as bytes.
+
+    Raises:
+        PickleError: the value is none.
+    """
+    if isinstance(value, Text) and value.stop - value.start <= _LONGEST_NAME:
+        return value.decode()
+    if isinstance(value, bytes) and len(value) <= _LONGEST_NAME:
+        return value.decode("latin1")
+    if isinstance(value, str):
+        return value
+    raise PickleError(f"a {type(value).__name__} where a name belongs")
+
+
+def _encode(text: Any, encoding: Any = b"latin1") -> bytes:
+    """Python 3 writes bytes as a call of this in the old protocols."""
+    if name_of(encoding) not in ("latin1", "latin-1"):
+        raise RefusedName(f"codecs.encode(..., {name_of(encoding)!r})")
+    if isinstance(text, bytes):
+        return text
+    if not isinstance(text, Text):
+        raise PickleError("bytes that are not written as text")
+    return text.decode().encode("latin1")
+
+
+def _bytes(content: Any = b"", encoding: Any = b"latin1") -> bytes:
+    """``bytes`` and ``bytearray``; never with a number, which would be a length."""
+    return _encode(content, encoding)
+
+
+def _array_type(code: Any, *_: Any) -> ArrayType:
+    codes = {"?": "b1", "bool": "b1", "O8": "O", "O4": "O"}
+    plain = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
+    text = name_of(code)
+    if text not in (*plain, *codes):
+        raise RefusedName(f"numpy.dtype({text!r})")
+    return ArrayType(codes.get(text, text))
+
+
+def _scalar(kind: Any, content: Any = None) -> Any:
+    if not isinstance(kind, ArrayType) or kind.code == "O" or not isinstance(content, bytes):
+        raise PickleError("a number without type and bytes")
+    (value,) = np.frombuffer(content, dtype=kind.numpy).tolist()
+    return value
+
+
+def _array_of_buffer(content: Any, kind: Any, shape: Any, order: Any) -> Array:
+    array = Array()
+    array.fill(shape, kind, name_of(order), content)
+    return array
+
+
+def _not_callable(*_: Any) -> Any:
+    raise PickleError("a call of a class that is only named in sound files")
+
+
+# What files by Python 2 or 3, numpy 1 or 2 name, and the harmless function that answers for it.
+PLAIN_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("_codecs", "encode"): _encode,
+    ("numpy", "ndarray"): _not_callable,
+    ("numpy", "dtype"): _array_type,
+    ("numpy.dtypes", "BoolDType"): lambda *_: ArrayType("b1"),
+}
+for _module in ("builtins", "__builtin__"):
+    PLAIN_NAMES |= {(_module, "bytes"): _bytes, (_module, "bytearray"): _bytes}
+for _core in ("numpy.core", "numpy._core"):
+    PLAIN_NAMES[f"{_core}.multiarray", "_reconstruct"] = lambda *_: Array()
+    PLAIN_NAMES[f"{_core}.multiarray", "scalar"] = _scalar
+    PLAIN_NAMES[f"{_core}.numeric", "_frombuffer"] = _array_of_buffer
+
+
+def load_plain(
+    data: bytes,
+    names: Mapping[tuple[str, str], Callable[..., Any]] = PLAIN_NAMES,
+    *,
+    start: int = 0,
+    find: Callable[[Any], Any] | None = None,
+) -> tuple[Any, int]:
+    """The value of the pickle at byte ``start``, and the byte behind it.
+
+    Texts come as ``Text``, dicts with ``str`` or small ``int`` keys, arrays as ``Array``.
+
+    Args:
+        names: functions of ours that answer for names in the file, by module and name.
+        find: answers for a persistent id (torch's storages).
+
+    Raises:
+        RefusedName: the file names anything else; the message is the name alone.
+        PickleError: it is not a pickle of plain data, is truncated, or asks for more memory than its size justifies.
+    """
+    machine = _Machine(data, names, start, find)
+    try:
+        return machine.run(), machine.position
+    except PickleError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, struct.error) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise PickleError(f"byte {machine.position}: {type(error).__name__}: {reason}") from error
+
+
+class _Machine:
+    """The stack, the memo and the budget; a method for each kind of opcode."""
+
+    def __init__(
+        self,
+        data: bytes,
+        names: Mapping[tuple[str, str], Callable[..., Any]],
+        start: int,
+        find: Callable[[Any], Any] | None,
+    ) -> None:
+        self.data, self.names, self.position, self.find = data, names, start, find
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []  # the stacks below the marks
+        self.memo: list[Any] = []  # entries 0, 1, 2...; files number them so
+        self.sparse_memo: dict[int, Any] = {}
+        self.budget = len(data) + _ALLOWANCE
+
+    def run(self) -> Any:
+        while True:
+            (code,) = self.take(1)
+            if code == 0x2E:  # STOP
+                return self.stack.pop()
+            step = _STEPS.get(code)
+            if step is None:
+                raise PickleError(f"byte {self.position - 1}: opcode {code:#04x} is not one of plain data")
+            step(self)
+
+    def take(self, count: int) -> bytes:
+        stop = self.position + count
+        if stop > len(self.data):
+            raise PickleError(f"truncated: byte {stop} is needed, the file ends after {len(self.data)}")
+        taken = self.data[self.position : stop]
+        self.position = stop
+        return taken
+
+    def number(self, form: str) -> int:
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
+        return int(value)
+
+    def line(self, limit: int) -> bytes:
+        stop = self.data.find(b"\n", self.position, self.position + limit + 1)
+        if stop < 0:
+            raise PickleError(f"byte {self.position}: a line that does not end")
+        taken = self.data[self.position : stop]
+        self.position = stop + 1
+        return taken
+
+    def pay(self, cost: int) -> None:
+        self.budget -= cost
+        if self.budget < 0:
+            raise PickleError(f"byte {self.position}: its values take more memory than a file of its size needs")
+
+    def push(self, value: Any, cost: int = 0) -> None:
+        self.pay(_SLOT + cost)
+        self.stack.append(value)
+
+    def push_bytes(self, count: int) -> None:
+        self.pay(min(count, len(self.data)))
+        self.push(self.take(count), _BYTES)
+
+    def push_text(self, count: int) -> None:
+        start = self.position
+        if start + count > len(self.data):
+            raise PickleError(f"truncated: byte {start + count} is needed, the file ends after {len(self.data)}")
+        self.position += count
+        self.push(Text(self.data, start, self.position, "utf-8"), _TEXT)
+
+    def push_text_line(self) -> None:
+        start = self.position
+        stop = self.data.find(b"\n", start)
+        if stop < 0:
+            raise PickleError(f"truncated: the text at byte {start} does not end")
+        self.position = stop + 1
+        self.push(Text(self.data, start, stop, "raw-unicode-escape"), _TEXT)
+
+    def push_quoted(self) -> None:
+        """Python 2's strings in protocol 0: quoted and escaped bytes."""
+        quoted = self.line(len(self.data)).strip(b" \t\r")
+        if len(quoted) < 2 or quoted[:1] not in (b"'", b'"') or quoted[-1:] != quoted[:1]:
+            raise PickleError(f"byte {self.position}: a string without quotes")
+        self.pay(len(quoted))
+        self.push(codecs.escape_decode(quoted[1:-1])[0], _BYTES)
+
+    def push_decimal(self) -> None:
+        line = self.line(40).rstrip(b"L")
+        self.push({b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line), _NUMBER)
+
+    def push_long(self, count: int) -> None:
+        if count > _LONGEST_INT:
+            raise PickleError(f"byte {self.position}: a number of {count} bytes")
+        self.push(int.from_bytes(self.take(count), "little", signed=True), _NUMBER)
+
+    def mark(self) -> None:
+        self.pay(_CONTAINER)
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items
+
+    def push_tuple(self, items: list[Any]) -> None:
+        self.push(tuple(items), _CONTAINER + _SLOT * len(items))
+
+    def pop_tuple(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise PickleError(f"byte {self.position}: a tuple of more values than there are")
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
+        self.push_tuple(items)
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            raise PickleError(f"byte {self.position}: values for a list that is a {type(target).__name__}")
+        self.pay(_SLOT * len(items))
+        target.extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise PickleError(f"byte {self.position}: keys for a dict that is none, or one without a value")
+        self.pay(len(items) * _CONTAINER)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # Only keys that no file can make collide; a float key, say, would be a puzzle.
+            plain = key if type(key) is int and 0 <= key < 1 << 31 else name_of(key)
+            target[plain] = value
+
+    def new_dict(self, items: list[Any]) -> None:
+        self.push({}, 2 * _CONTAINER)
+        self.set_items(items)
+
+    def put(self, index: int) -> None:
+        value = self.stack[-1]
+        if index == len(self.memo):
+            self.pay(_SLOT)
+            self.memo.append(value)
+        elif index < len(self.memo):
+            self.memo[index] = value
+        else:
+            self.pay(_SPARSE_MEMO)
+            self.sparse_memo[index] = value
+
+    def get(self, index: int) -> None:
+        self.push(self.memo[index] if 0 <= index < len(self.memo) else self.sparse_memo[index])
+
+    def index_line(self) -> int:
+        index = int(self.line(20))
+        if index < 0:
+            raise PickleError(f"byte {self.position}: memo entry {index}")
+        return index
+
+    def push_name(self, module: str, name: str) -> None:
+        make = self.names.get((module, name))
+        if make is None:
+            raise RefusedName(f"{module}.{name}")
+        self.push(Name(f"{module}.{name}", make), _CONTAINER)
+
+    def push_stack_name(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.push_name(name_of(module), name_of(name))
+
+    def reduce(self) -> None:
+        arguments, name = self.stack.pop(), self.stack.pop()
+        if type(name) is not Name or type(arguments) is not tuple:
+            raise PickleError(f"byte {self.position}: a call of a {type(name).__name__}, which is not plain data")
+        if name.make in (_encode, _bytes) and arguments and isinstance(arguments[0], Text):
+            self.pay(arguments[0].stop - arguments[0].start)
+        self.push(name.make(*arguments), _CONTAINER)
+
+    def build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if type(target) is dict:  # OrderedDict's attributes, such as a state dict's _metadata
+            return
+        if not isinstance(target, Settable):
+            raise PickleError(f"byte {self.position}: a state for a {type(target).__name__}, which is not plain data")
+        if type(state) is not tuple:
+            raise PickleError(f"byte {self.position}: a state that is not a tuple")
+        target.set_state(state)
+
+    def persistent(self) -> None:
+        if self.find is None:
+            raise PickleError(f"byte {self.position}: a reference to something outside the file")
+        self.push(self.find(self.stack.pop()), _CONTAINER)
+
+
+def _discard(_: Any) -> None:
+    return
+
+
+# Every opcode of plain data, by its byte.
+_STEPS: dict[int, Callable[[_Machine], None]] = {
+    0x80: lambda m: _discard(m.take(1)),  # PROTO
+    0x95: lambda m: _discard(m.take(8)),  # FRAME
+    ord("("): _Machine.mark,
+    ord("0"): lambda m: _discard(m.stack.pop()),  # POP
+    ord("1"): lambda m: _discard(m.pop_mark()),  # POP_MARK
+    ord("2"): lambda m: m.push(m.stack[-1]),  # DUP
+    ord("N"): lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    ord("I"): _Machine.push_decimal,
+    ord("L"): _Machine.push_decimal,
+    ord("J"): lambda m: m.push(m.number("<i"), _NUMBER),
+    ord("K"): lambda m: m.push(m.number("<B")),
+    ord("M"): lambda m: m.push(m.number("<H"), _NUMBER),
+    0x8A: lambda m: m.push_long(m.number("<B")),
+    0x8B: lambda m: m.push_long(m.number("<I")),
+    ord("F"): lambda m: m.push(float(m.line(40)), _NUMBER),
+    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0], _NUMBER),
+    ord("S"): _Machine.push_quoted,
+    ord("T"): lambda m: m.push_bytes(m.number("<I")),
+    ord("U"): lambda m: m.push_bytes(m.number("<B")),
+    ord("B"): lambda m: m.push_bytes(m.number("<I")),
+    ord("C"): lambda m: m.push_bytes(m.number("<B")),
+    0x8E: lambda m: m.push_bytes(m.number("<Q")),
+    0x96: lambda m: m.push_bytes(m.number("<Q")),  # BYTEARRAY8
+    ord("V"): _Machine.push_text_line,
+    0x8C: lambda m: m.push_text(m.number("<B")),
+    ord("X"): lambda m: m.push_text(m.number("<I")),
+    0x8D: lambda m: m.push_text(m.number("<Q")),
+    ord("]"): lambda m: m.push([], _CONTAINER),
+    ord(")"): lambda m: m.push(()),
+    ord("}"): lambda m: m.push({}, _CONTAINER),
+    ord("l"): lambda m: m.push(m.pop_mark(), _CONTAINER),
+    ord("d"): lambda m: m.new_dict(m.pop_mark()),
+    ord("t"): lambda m: m.push_tuple(m.pop_mark()),
+    0x85: lambda m: m.pop_tuple(1),
+    0x86: lambda m: m.pop_tuple(2),
+    0x87: lambda m: m.pop_tuple(3),
+    ord("a"): lambda m: m.append([m.stack.pop()]),
+    ord("e"): lambda m: m.append(m.pop_mark()),
+    ord("s"): lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    ord("u"): lambda m: m.set_items(m.pop_mark()),
+    ord("p"): lambda m: m.put(m.index_line()),
+    ord("q"): lambda m: m.put(m.number("<B")),
+    ord("r"): lambda m: m.put(m.number("<I")),
+    0x94: lambda m: m.put(len(m.memo)),  # MEMOIZE
+    ord("g"): lambda m: m.get(m.index_line()),
+    ord("h"): lambda m: m.get(m.number("<B")),
+    ord("j"): lambda m: m.get(m.number("<I")),
+    ord("c"): lambda m: m.push_name(m.line(_LONGEST_NAME).decode(), m.line(_LONGEST_NAME).decode()),
+    0x93: _Machine.push_stack_name,
+    ord("R"): _Machine.reduce,
+    ord("b"): _Machine.build,
+    ord("Q"): _Machine.persistent,
+}
