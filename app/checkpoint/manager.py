@@ -10,6 +10,7 @@ Class centres and their optimizer state are sharded by rows (classes); any numbe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -143,6 +144,18 @@ class CheckpointManager:
                 text = next(p for p in problems if p)
                 warnings.warn(f"passed over a damaged checkpoint: {text}", stacklevel=2)
         return None
+
+    def newest_meta(self) -> dict[str, Any] | None:
+        """``meta`` of the newest readable manifest, None without one; a collective. No tensor is read."""
+        found: dict[str, Any] | None = None
+        if self.world.rank == 0:
+            for name in reversed(self._committed()):
+                url = storage.join(self.url, name, "manifest.json")
+                with contextlib.suppress(CheckpointError):
+                    found = Manifest.from_json(url, storage.read_bytes(url)).meta
+                    break
+        answer: dict[str, Any] | None = self._broadcast(found)
+        return answer
 
     def manifests(self) -> list[tuple[str, Manifest]]:
         """Folder names and manifests of the committed checkpoints, oldest first."""

@@ -24,6 +24,7 @@ from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Speed, format_duration
 from app.run_folder import run_url, save_model
 from app.training.schedule import learning_rate
+from app.training.state import RunState, recipe_fields
 from app.training.trainer import NotFiniteError, StepResult, Trainer
 from app.world import World
 
@@ -32,6 +33,7 @@ class Outcome(enum.Enum):
     """How the loop ended."""
 
     FINISHED = "finished"  # the last step of the recipe, or train.stop_step
+    COMPLETE = "complete"  # an earlier start finished; nothing was left to do
     STOPPED = "stopped"  # a node was asked to go; a checkpoint of this step is committed
 
 
@@ -237,13 +239,11 @@ class Loop:
         return self.world.all_reduce([float(late and self.world.rank == 0)], "max")[0] > 0
 
     def _meta(self) -> dict[str, Any]:
-        return {
-            "logical_workers": self.trainer.plan.logical_workers,
-            "batch_size": self.recipe.train.batch_size,
-            "seed": self.recipe.train.seed,
-            "backbone": self.recipe.model.backbone,
-            "num_classes": self.trainer.head.config.num_classes,
-            "data_tag": self.data_tag,
-            "highest": dict(self.highest),
-            "best_mean": self.best_mean,
-        }
+        return RunState(
+            recipe=recipe_fields(self.recipe),
+            logical_workers=self.trainer.plan.logical_workers,
+            num_classes=self.trainer.head.config.num_classes,
+            data_tag=self.data_tag,
+            highest=dict(self.highest),
+            best_mean=self.best_mean,
+        ).to_meta()

@@ -82,10 +82,10 @@ def test_a_run_that_changes_its_world_in_the_middle_goes_on_as_if_nothing_happen
 def test_another_dataset_or_batch_size_is_refused_on_resume(data: str, undisturbed: str, tmp_path: Path) -> None:
     done = train(1, data, undisturbed, *WORKERS, "--train.batch-size", "3", check=False)
     assert done.returncode == 65
-    assert "batch_size 6, this one has 3" in done.stderr
+    assert "train.batch_size 6, this one has 3" in done.stderr
     done = train(1, data, undisturbed, *WORKERS, "--model.backbone", "mbf", check=False)
     assert done.returncode == 65
-    assert "holds a run with backbone 'r10_small', this one has 'mbf'" in done.stderr
+    assert "holds a run with model.backbone 'r10_small', this one has 'mbf'" in done.stderr
     other = str(tmp_path / "other")
     write_faces(other)
     done = train(1, other, undisturbed, *WORKERS, check=False)

@@ -1,0 +1,115 @@
+"""What a run is put together from, each part made from the sections of the recipe that it needs."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from app import storage
+from app.config.recipe import Recipe, RecipeError
+from app.data.bin_sets import VerificationSet, load_set
+from app.data.source import Source
+from app.head.margins import build_margin
+from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.run_folder import build_model
+from app.training.plan import ElasticPlan
+from app.training.state import RunState
+from app.training.trainer import Trainer
+from app.world import World
+
+
+def count_classes(recipe: Recipe, source: Source) -> int:
+    """Classes of the run: the recipe's number where it gives one, else the dataset's."""
+    if recipe.data.num_images and recipe.data.num_images != len(source):
+        warnings.warn(f"{source.url} has {len(source)} images, the recipe says {recipe.data.num_images}", stacklevel=2)
+    known, wanted = source.num_classes, recipe.data.num_classes
+    if not (known or wanted):
+        raise RecipeError(f"{source.url} does not tell how many classes it has: set --data.num-classes")
+    if wanted and known and wanted < known:
+        raise RecipeError(f"data.num_classes is {wanted}, but {source.url} has {known}: leave it at 0")
+    return wanted or known
+
+
+def look_for_empty_classes(recipe: Recipe, source: Source, num_classes: int, world: World) -> None:
+    """Refuse classes without an image, or warn of them: their centres would only ever be pushed away.
+
+    One rank reads the identity records and all follow its answer. A file without such records cannot be asked;
+    ``app.prepare check`` reads every record and tells.
+    """
+    empty: list[int] = []
+    if world.rank == 0:
+        empty = [*source.classes_without_image(), *range(source.num_classes or num_classes, num_classes)]
+    first, count = map(int, world.all_reduce([empty[0] if empty else -1, len(empty)], "max"))
+    if not count:
+        return
+    text = f"{source.url}: {count} of {num_classes} classes have no image, the first is {first}"
+    if recipe.data.empty_classes == "refuse":
+        raise RecipeError(f"{text}: correct data.num_classes or the dataset, or set --data.empty-classes warn")
+    if world.rank == 0:
+        warnings.warn(text, stacklevel=2)
+
+
+def make_plan(recipe: Recipe, world: World, before: RunState | None) -> ElasticPlan:
+    """Shares of the logical workers: as many as the first start had, for ever."""
+    if before is not None:
+        return ElasticPlan(before.logical_workers, world.size)
+    train = recipe.train
+    return ElasticPlan(
+        train.logical_workers or max(train.max_processes, world.size) * train.gradient_accumulation, world.size
+    )
+
+
+def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> Trainer:
+    """Backbone, head and optimizers on this rank's device."""
+    return Trainer(recipe, world, plan, make_backbone(recipe, world, plan), make_head(recipe, world, plan, num_classes))
+
+
+def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
+    """The backbone as it is trained: on its device, in its memory format, compiled where asked for."""
+    backbone = build_model(recipe.model, recipe.data.image_size).to(world.device.torch_device)
+    if recipe.train.sync_bn and world.size > 1:
+        if world.device.kind == "cpu":
+            raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
+        if plan.logical_workers % world.size:
+            # A rank without a micro-batch would be missing in the layers' collectives.
+            raise RecipeError(
+                f"train.sync_bn needs equal shares: {plan.logical_workers} logical workers on {world.size} processes; "
+                "start a number of processes that divides them, or leave it off"
+            )
+        backbone = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    if recipe.model.channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.model.compile:
+        backbone.compile()
+    return backbone.train()
+
+
+def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> PartialFC:
+    """This rank's class centres and the margin softmax over all of them."""
+    head = recipe.head
+    margin = build_margin(head.margin, head.m1, head.m2, head.m3, easy_margin=head.easy_margin, gradient=head.gradient)
+    config = PartialFCConfig(
+        recipe.model.embedding_size,
+        num_classes,
+        head.scale,
+        head.sample_rate,
+        head.interclass_filtering,
+        logical_shards=plan.logical_workers,
+        seed=recipe.train.seed,
+        centre_dtype=getattr(torch, head.centre_dtype),
+        matmul_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision],
+        block_bytes=head.block_memory_mb << 20,
+    )
+    return PartialFC(config, margin).to_device(world.device.torch_device)
+
+
+def load_sets(recipe: Recipe) -> list[VerificationSet]:
+    """The verification sets that are there; one that is configured and missing is warned about."""
+    folder = recipe.verify.url or recipe.data.url
+    urls = [storage.join(folder, f"{name}.bin") for name in recipe.verify.sets]
+    found = [url for url in urls if storage.exists(url, optional=True)]
+    for url in sorted(set(urls) - set(found)):
+        warnings.warn(f"no verification set {url}: it is left out", stacklevel=2)
+    return [load_set(url) for url in found]

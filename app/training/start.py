@@ -1,0 +1,84 @@
+"""How a run starts: what the last one left, what may differ from it, and whether anything is left to do."""
+
+from __future__ import annotations
+
+import warnings
+
+from app import storage
+from app.checkpoint.manager import CheckpointManager, TrainingState
+from app.config.options import to_toml
+from app.config.recipe import Recipe
+from app.elastic.rendezvous import count_start
+from app.run_folder import run_url
+from app.training.loop import Loop
+from app.training.state import RunState, compare
+from app.training.trainer import Trainer
+from app.weights import load_weights, parse_weights, read_centres
+from app.world import World
+
+
+def previous_state(
+    recipe: Recipe, checkpoints: CheckpointManager, num_classes: int, data_tag: str, world: World
+) -> RunState | None:
+    """What the run was when its newest checkpoint was written; refuses a recipe that makes it another run.
+
+    Asked before any tensor is read: another number of classes must not look like a damaged checkpoint.
+    """
+    if (meta := checkpoints.newest_meta()) is None:
+        return None
+    before = RunState.from_meta(meta, checkpoints.url)
+    _, applied = compare(before, recipe, num_classes, data_tag, run_url(recipe))
+    if applied and world.rank == 0:
+        warnings.warn(f"settings that differ from the last start, from here on: {'; '.join(applied)}", stacklevel=2)
+    return before
+
+
+def start_from_weights(recipe: Recipe, trainer: Trainer) -> None:
+    """Take over the weights that the recipe names; a run that goes on has its own."""
+    if url := recipe.model.init:
+        load_weights(trainer.backbone, parse_weights(url, storage.read_bytes(url)), url)
+    if recipe.head.init:
+        head = trainer.head
+        shape = (head.config.num_classes, head.config.embedding_size)
+        head.centres.data.copy_(read_centres(recipe.head.init, *shape, head.start, head.stop))
+
+
+def resume(loop: Loop, resumed: TrainingState | None) -> None:
+    """Take over the last checkpoint, or the weights that the recipe starts from."""
+    if resumed is None:
+        start_from_weights(loop.recipe, loop.trainer)
+        return
+    loop.trainer.load(resumed)
+    state = RunState.from_meta(resumed.meta, loop.checkpoints.url)
+    loop.highest.update(state.highest)
+    loop.best_mean = state.best_mean
+    loop.start_at(resumed.step)
+
+
+def is_complete(loop: Loop) -> bool:
+    """Whether nothing is left to train and the results are written; rank 0 looks, all follow."""
+    written = False
+    if loop.world.rank == 0 and loop.step >= loop.last_step and not loop.recipe.train.perf_steps:
+        written = storage.exists(storage.join(run_url(loop.recipe), "summary.json"))
+    return loop.world.all_reduce([float(written)], "max")[0] > 0
+
+
+def say_start(loop: Loop, before: RunState | None) -> None:
+    """Say how the run starts, and write down the recipe that really runs."""
+    recipe, world, plan = loop.recipe, loop.world, loop.trainer.plan
+    changed: list[str] = []
+    if before is not None:
+        changed, _ = compare(before, recipe, before.num_classes, before.data_tag, run_url(recipe))
+    if world.rank == 0:
+        count_start(loop.step, recipe.train.max_starts)
+        storage.write_bytes(storage.join(run_url(recipe), "recipe.toml"), to_toml(recipe).encode())
+    start = f"from step {loop.step}" if before else "from the beginning"
+    loop.progress.say(
+        f"{recipe.name}: {start} of {loop.total_steps}, {world.size} processes on {world.device.kind} for "
+        f"{plan.logical_workers} logical workers x {recipe.train.batch_size}, attempt {world.attempt}"
+        + (f"; changed since the last start: {'; '.join(changed)}" if changed else "")
+    )
+    loop.events.add(
+        "start", loop.step, world_size=world.size, logical_workers=plan.logical_workers, attempt=world.attempt
+    )
+    loop.events.flush()

@@ -1,0 +1,143 @@
+"""What a run is, beside its tensors; and what a second start may change.
+
+A run is defined by its recipe, its dataset and the number of its logical workers. ``RunState`` stands in every
+checkpoint's manifest. When a run is started again, its recipe is compared with the one that wrote the checkpoint,
+field by field: a field may be *fixed* (another value makes it another run: refused), *free* (it changes no result:
+listed in the start line) or, everything else, *applied* from here on and said in a warning.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.checkpoint.manifest import CheckpointError
+from app.config.recipe import Recipe, RecipeError, all_settings
+
+# Shapes, the order of samples and the formula that is trained.
+FIXED = frozenset(
+    [
+        *("model.backbone", "model.embedding_size"),
+        *("head.margin", "head.m1", "head.m2", "head.m3", "head.scale", "head.easy_margin", "head.gradient"),
+        *("head.centre_dtype", "head.momentum_dtype", "head.sub_centres"),
+        *("data.image_size", "data.shuffle", "data.window", "data.window_mb", "data.block_mb"),
+        *("optim.name", "train.seed", "train.batch_size"),
+    ]
+)
+# Where and how often things are written, how fast and with how much memory; what only the first start reads.
+FREE_SECTIONS = frozenset({"output", "checkpoint", "verify"})
+FREE = frozenset(
+    [
+        *("model.init", "model.compile", "model.channels_last", "model.gradient_checkpointing"),
+        *("head.init", "head.block_memory_mb", "head.block_classes"),
+        *("data.url", "data.num_classes", "data.num_images", "data.empty_classes", "data.workers", "data.prefetch"),
+        *("data.cache", "data.cache_gb", "data.max_bad_share", "data.resize"),
+        *("train.epochs", "train.logical_workers", "train.max_processes", "train.gradient_accumulation"),
+        *("train.log_every", "train.verify_every", "train.max_starts", "train.step_timeout"),
+        *("train.perf_steps", "train.start_step", "train.stop_step", "train.first_step", "train.last_step"),
+        *("train.profiling", "train.profile_start", "train.profile_stop"),
+    ]
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run at one step, as plain JSON.
+
+    ``recipe`` holds every field as ``section.field``; ``num_classes`` and ``data_tag`` are those of the dataset that
+    was opened, ``highest`` the best accuracy of each set, ``best_mean`` the best mean over the sets.
+    """
+
+    recipe: dict[str, Any]
+    logical_workers: int
+    num_classes: int
+    data_tag: str
+    highest: dict[str, float] = field(default_factory=dict)
+    best_mean: float = 0.0
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_meta(self) -> dict[str, Any]:
+        """For ``Manifest.meta``."""
+        return asdict(self)
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], url: str) -> RunState:
+        """Read it back.
+
+        Raises:
+            CheckpointError: another version of this program wrote it.
+        """
+        try:
+            return cls(
+                dict(meta["recipe"]),
+                int(meta["logical_workers"]),
+                int(meta["num_classes"]),
+                str(meta["data_tag"]),
+                {str(name): float(value) for name, value in meta["highest"].items()},
+                float(meta["best_mean"]),
+                {str(name): str(value) for name, value in meta["versions"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{url}: these checkpoints were written by another version ({type(error).__name__}: {error}): go on "
+                "with that version, or start anew with another --name or --output.url"
+            ) from error
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """All fields of a recipe as ``section.field``, as JSON would give them back."""
+    found = {}
+    for path, _ in all_settings():
+        section, name = path.split(".")
+        value = getattr(getattr(recipe, section), name)
+        found[path] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def kind_of_change(path: str) -> str:
+    """``fixed``, ``free`` or ``applied``: what happens to a field that a second start changes."""
+    if path in FIXED:
+        return "fixed"
+    return "free" if path in FREE or path.split(".", maxsplit=1)[0] in FREE_SECTIONS else "applied"
+
+
+def compare(
+    before: RunState, recipe: Recipe, num_classes: int, data_tag: str, where: str
+) -> tuple[list[str], list[str]]:
+    """Which fields a second start changes: the free ones and the applied ones, each as ``field: old -> new``.
+
+    Args:
+        where: URL of the run, for the message.
+
+    Raises:
+        RecipeError: a fixed field differs, or the dataset does; names all of them with old and new value.
+    """
+    changed: dict[str, list[str]] = {"fixed": [], "free": [], "applied": []}
+    for path, value in recipe_fields(recipe).items():
+        if path in before.recipe and (old := before.recipe[path]) != value:
+            words = f"{path} {old!r}, this one has {value!r}" if path in FIXED else f"{path}: {old!r} -> {value!r}"
+            changed[kind_of_change(path)].append(words)
+    wanted = recipe.train.logical_workers
+    for name, old, now in [
+        ("data.num_classes", before.num_classes, num_classes),
+        ("data_tag (the dataset's content)", before.data_tag, data_tag),
+        ("train.logical_workers", before.logical_workers, wanted or before.logical_workers),
+    ]:
+        if old != now:
+            changed["fixed"].append(f"{name} {old!r}, this one has {now!r}")
+    if changed["fixed"]:
+        raise RecipeError(
+            f"{where} holds a run with {'; '.join(changed['fixed'])}: take another --name or --output.url, or the same "
+            "settings and dataset as before"
+        )
+    return changed["free"], changed["applied"]

@@ -1,0 +1,119 @@
+"""A second start: every field of the recipe is applied, refused or said; nothing passes in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import storage
+from app.checkpoint.manifest import CheckpointError
+from app.config.recipe import Recipe, RecipeError, all_settings
+from app.settings import Setting
+from app.training.state import FIXED, RunState, compare, kind_of_change, recipe_fields
+from tests.jobs import train, write_faces
+
+
+def other_value(about: Setting, value: Any) -> Any:
+    if about.choices:
+        return next(choice for choice in about.choices if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return (*value, "x") if isinstance(value, tuple) else f"{value}x"
+
+
+def changed(path: str, about: Setting) -> Recipe:
+    section, name = path.split(".")
+    old = getattr(getattr(Recipe(), section), name)
+    return dataclasses.replace(
+        Recipe(), **{section: dataclasses.replace(getattr(Recipe(), section), **{name: other_value(about, old)})}
+    )
+
+
+BEFORE = RunState(recipe_fields(Recipe()), 4, 10, "tag")
+
+
+@pytest.mark.parametrize(("path", "about"), list(all_settings()), ids=[path for path, _ in all_settings()])
+def test_every_field_that_changes_is_refused_or_said(path: str, about: Setting) -> None:
+    recipe = changed(path, about)
+    if path in FIXED or path == "train.logical_workers":
+        with pytest.raises(RecipeError, match=path) as caught:
+            compare(BEFORE, recipe, 10, "tag", "s3://runs/x")
+        assert "this one has" in str(caught.value)
+        return
+    free, applied = compare(BEFORE, recipe, 10, "tag", "s3://runs/x")
+    said = {"free": free, "applied": applied}[kind_of_change(path)]
+    assert len(said) == 1
+    assert said[0].startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("model.backbone", "fixed"),
+        ("model.embedding_size", "fixed"),
+        ("optim.name", "fixed"),
+        ("train.seed", "fixed"),
+        ("train.batch_size", "fixed"),
+        ("head.m2", "fixed"),
+        ("data.image_size", "fixed"),
+        ("optim.lr", "applied"),
+        ("optim.schedule", "applied"),
+        ("train.precision", "applied"),
+        ("data.augment", "applied"),
+        ("head.sample_rate", "applied"),
+        ("train.epochs", "free"),
+        ("train.log_every", "free"),
+        ("data.workers", "free"),
+        ("output.url", "free"),
+    ],
+)
+def test_what_kind_of_change_a_field_is(path: str, kind: str) -> None:
+    assert kind_of_change(path) == kind
+
+
+@pytest.mark.parametrize(("classes", "tag"), [(11, "tag"), (9, "tag"), (10, "other")])
+def test_another_dataset_is_refused(classes: int, tag: str) -> None:
+    with pytest.raises(RecipeError, match="holds a run with"):
+        compare(BEFORE, Recipe(), classes, tag, "x")
+
+
+def test_the_state_survives_json() -> None:
+    assert RunState.from_meta(BEFORE.to_meta(), "x") == BEFORE
+
+
+def test_checkpoints_of_another_version_are_told_in_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match="written by another version"):
+        RunState.from_meta({"logical_workers": 2, "batch_size": 3}, "s3://runs/x")
+
+
+@pytest.mark.slow
+def test_second_starts_of_a_real_run(tmp_path: Path) -> None:
+    data, runs = str(tmp_path / "faces"), str(tmp_path / "runs")
+    write_faces(data)
+    more = ("--train.epochs", "1", "--train.stop-step", "4")
+    train(1, data, runs, *more)
+    summary = storage.read_bytes(f"{runs}/orl/summary.md")
+    done = train(1, data, runs, *more)
+    assert "this run is complete (step 4 of" in done.stdout
+    assert storage.read_bytes(f"{runs}/orl/summary.md") == summary
+    for options, names in [
+        (("--data.num-classes", "12", "--data.empty-classes", "warn"), "data.num_classes 10, this one has 12"),
+        (("--optim.name", "adamw"), "optim.name 'sgd', this one has 'adamw'"),
+        (("--model.embedding-size", "16"), "model.embedding_size 32, this one has 16"),
+        (("--head.m2", "0.45"), "head.m2"),
+    ]:
+        refused = train(1, data, runs, *more, *options, check=False)
+        assert refused.returncode == 65
+        assert names in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert storage.read_bytes(f"{runs}/orl/summary.md") == summary
+    longer = train(1, data, runs, "--train.epochs", "1", "--train.stop-step", "6", "--optim.lr", "0.01")
+    assert "from step 4 of" in longer.stdout
+    assert "train.stop_step: 4 -> 6" in longer.stdout
+    assert "optim.lr: " in longer.stderr
+    assert "lr = 0.01" in storage.read_bytes(f"{runs}/orl/recipe.toml").decode()
