@@ -57,8 +57,8 @@ class Device:
         return self.kind != "cpu"
 
     @contextlib.contextmanager
-    def profiler(self, folder: str, *, steps: int = 5) -> Iterator[Any]:
-        """Profile ``steps`` steps (call ``.step()`` after each) into a trace for TensorBoard and Perfetto."""
+    def profiler(self, folder: str, *, skip: int = 2, steps: int = 5) -> Iterator[Any]:
+        """Trace ``steps`` steps after ``skip`` (call ``.step()`` after each) for TensorBoard and Perfetto."""
         module = importlib.import_module("torch_npu").profiler if self.kind == "npu" else torch.profiler
         activities = [module.ProfilerActivity.CPU]
         if self.kind == "npu":
@@ -67,7 +67,7 @@ class Device:
             activities.append(module.ProfilerActivity.CUDA)
         with module.profile(
             activities=activities,
-            schedule=module.schedule(wait=1, warmup=1, active=steps, repeat=1),
+            schedule=module.schedule(wait=max(0, skip - 1), warmup=min(1, skip), active=steps, repeat=1),
             on_trace_ready=module.tensorboard_trace_handler(folder),
         ) as profiler:
             yield profiler

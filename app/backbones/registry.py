@@ -55,16 +55,16 @@ def _register_all() -> None:
 
 
 def _iresnet(depths: tuple[int, ...], **fixed: Any) -> Callable[..., nn.Module]:
-    return lambda **options: IResNet(depths, **fixed, **options)
+    return lambda **options: IResNet(depths, **(fixed | options))
 
 
 def _vit(dim: int, depth: int, drop_path: float, mask_ratio: float, recompute: bool) -> Callable[..., nn.Module]:
-    defaults = {"drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
-    return lambda **options: VisionTransformer(dim, depth, **(defaults | options))
+    defaults = {"dim": dim, "drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
+    return lambda **options: VisionTransformer(depth=depth, **(defaults | options))
 
 
 def _mobilefacenet(blocks: tuple[int, ...], scale: int) -> Callable[..., nn.Module]:
-    return lambda **options: MobileFaceNet(blocks, scale, **options)
+    return lambda **options: MobileFaceNet(blocks, **({"scale": scale} | options))
 
 
 def backbone_names() -> list[str]:

@@ -124,6 +124,8 @@ class VisionTransformer(nn.Module):
         )
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # Without masking nothing depends on it: it keeps its value, weight decay or not.
+        self.mask_token.requires_grad_(mask_ratio > 0)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

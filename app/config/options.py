@@ -20,8 +20,8 @@ from app.settings import settings_of
 REFERENCE_OPTIONS = {
     "perf_steps": "train.perf_steps",
     "profiling": "train.profiling",
-    "start_step": "train.start_step",
-    "stop_step": "train.stop_step",
+    "start_step": "train.profile_start",  # the window of the profiler, as in the Ascend port
+    "stop_step": "train.profile_stop",
     "local_rank": "",  # torchrun says it in the environment
 }
 # What app.train answers without training (app.config.help).

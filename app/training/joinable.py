@@ -1,12 +1,17 @@
-"""A backbone that a rank without a micro-batch can still take part with.
+"""A backbone that a rank without a micro-batch can still take part with, and that may leave parameters unused.
 
-DistributedDataParallel reduces gradients in the backward pass of a step's last micro-batch, and expects every rank
-there. Where the shares of logical workers are uneven, some ranks have nothing to run by then: they pass ``None`` and
-contribute an empty batch of embeddings whose backward gives every parameter a zero gradient.
+DistributedDataParallel reduces gradients in the backward pass of a step's last micro-batch, and waits there for every
+parameter on every rank. Where the shares of logical workers are uneven, some ranks have nothing to run by then; and
+a backbone may have parameters that its output does not depend on (the mask token of a ViT that masks nothing). Both
+are joined to the graph by a node that hands no gradient on: autograd visits the parameter, DDP counts it as ready,
+and a gradient that comes by another way is the only one there is. The node costs no pass over memory.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 
@@ -19,9 +24,24 @@ class JoinableBackbone(nn.Module):
         self.embedding_size = embedding_size
 
     def forward(self, images: Tensor | None) -> Tensor:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if images is not None:
             embeddings: Tensor = self.backbone(images)
-            return embeddings
-        touched = [parameter.reshape(-1)[:1].sum() for parameter in self.parameters() if parameter.requires_grad]
-        connected = sum(touched[1:], start=touched[0]) * 0.0
-        return connected.new_empty((0, self.embedding_size)) + connected
+        else:
+            embeddings = parameters[0].new_empty((0, self.embedding_size))
+        joined: Tensor = _Join.apply(embeddings, *parameters)
+        return joined
+
+
+class _Join(torch.autograd.Function):
+    """The embeddings as they are, as a function of the parameters too: of those with derivative 0."""
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = len(parameters)
+        return embeddings.view_as(embeddings)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # None is 0 to autograd, and yet the parameter's own node runs, where DDP listens.
+        return (gradients[0], *[None] * ctx.parameters)

@@ -23,6 +23,7 @@ from app.observe.events import EventLog
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Speed, format_duration
 from app.run_folder import run_url, save_model
+from app.training.profile_window import profile_window
 from app.training.schedule import learning_rate
 from app.training.state import RunState, recipe_fields
 from app.training.trainer import NotFiniteError, StepResult, Trainer
@@ -32,7 +33,7 @@ from app.world import World
 class Outcome(enum.Enum):
     """How the loop ended."""
 
-    FINISHED = "finished"  # the last step of the recipe, or train.stop_step
+    FINISHED = "finished"  # the last step of the recipe, or train.last_step
     COMPLETE = "complete"  # an earlier start finished; nothing was left to do
     STOPPED = "stopped"  # a node was asked to go; a checkpoint of this step is committed
 
@@ -70,8 +71,8 @@ class Loop:
     def start_at(self, step: int) -> None:
         """Go on as if ``step`` steps were done."""
         train = self.recipe.train
-        self.step = step if train.start_step < 0 else train.start_step
-        self.last_step = self.total_steps if train.stop_step < 0 else min(train.stop_step, self.total_steps)
+        self.step = step if train.first_step < 0 else train.first_step
+        self.last_step = self.total_steps if train.last_step < 0 else min(train.last_step, self.total_steps)
         if train.perf_steps:
             self.last_step = min(self.last_step, self.step + train.perf_steps)
 
@@ -176,7 +177,9 @@ class Loop:
             yield None
             return
         with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-            with self.world.device.profiler(folder) as profiler:
+            first, count = profile_window(self.recipe.train, self.step, self.last_step)
+            self.progress.say(f"profiling steps {self.step + first} to {self.step + first + count}")
+            with self.world.device.profiler(folder, skip=first, steps=count) as profiler:
                 yield profiler
             for path in Path(folder).rglob("*"):
                 if path.is_file():

@@ -121,6 +121,10 @@ class Trainer:
                 micro_loss = self.head(embeddings, labels, global_batch)
                 (micro_loss * self.loss_scale.scale).backward()
             loss += micro_loss.detach()
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                # DDP makes it 0 where there are several processes: one alone must do the same.
+                parameter.grad = torch.zeros_like(parameter)
         unscale = 1.0 / self.loss_scale.scale
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
         mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from app.config.options import load_recipe, parse_arguments, parse_recipe, recipe_names, to_toml
+from app.config.recipe import TrainConfig
 from app.run_folder import build_model
 from app.train import main
+from app.training.profile_window import profile_window
 from tests.jobs import SMALL, write_faces
 
 
@@ -30,10 +32,38 @@ def test_perf_steps_measures_and_writes_no_model(data: str, tmp_path: Path, caps
     assert not (tmp_path / "orl" / "model.pt").exists()
 
 
-def test_start_and_stop_step_bound_the_run(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(data, tmp_path, "--start_step", "5", "--stop_step", "7")
+def test_first_and_last_step_bound_the_run(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(data, tmp_path, "--train.first-step", "5", "--train.last-step", "7")
     assert "step 7" in capsys.readouterr().out
     assert json.loads((tmp_path / "orl" / "summary.json").read_text())["steps"] == 7
+
+
+def test_the_ascend_ports_performance_line_runs_all_its_steps(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There --start_step and --stop_step are the profiler's window, and its script passes them with --perf_steps."""
+    run(data, tmp_path, "--perf_steps", "6", "--profiling", "--start_step", "2", "--stop_step", "4")
+    out = capsys.readouterr().out
+    assert "img/s, median over 6 steps" in out
+    assert "profiling steps 2 to 4" in out
+    (trace,) = (tmp_path / "orl" / "profile").glob("*.pt.trace.json")
+    steps = {str(event.get("name")) for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {name for name in steps if name.startswith("ProfilerStep#")} == {"ProfilerStep#2", "ProfilerStep#3"}
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "expected"),
+    [
+        (0, 200, (90, 10)),
+        (50, 200, (40, 10)),
+        (95, 200, (0, 10)),
+        (150, 200, (0, 10)),
+        (0, 8, (0, 8)),
+        (0, 50, (40, 10)),
+    ],
+)
+def test_the_profilers_window_moves_into_the_run(step: int, last: int, expected: tuple[int, int]) -> None:
+    assert profile_window(TrainConfig(), step, last) == expected
 
 
 def test_profiling_writes_a_trace_that_is_json_with_events(data: str, tmp_path: Path) -> None:
