@@ -29,7 +29,7 @@ class JoinableBackbone(nn.Module):
             embeddings: Tensor = self.backbone(images)
         else:
             embeddings = parameters[0].new_empty((0, self.embedding_size))
-        joined: Tensor = _Join.apply(embeddings, *parameters)
+        joined: Tensor = _Join.apply(embeddings, *parameters)  # type: ignore[no-untyped-call]
         return joined
 
 
