@@ -70,6 +70,7 @@ def train(recipe: Recipe) -> int:
         elif outcome is Outcome.FINISHED:
             finish_run(loop)
         events.close()
+        loop.checkpoints.close()
         if outcome is Outcome.STOPPED:
             return EXIT_INTERRUPTED
     if world.rank == 0:
@@ -77,13 +78,29 @@ def train(recipe: Recipe) -> int:
     return 0
 
 
+def open_checkpoints(recipe: Recipe, world: World) -> CheckpointManager:
+    """The checkpoints of the run, whose folder this job holds from now on."""
+    config = recipe.checkpoint
+    checkpoints = CheckpointManager(
+        storage.join(run_url(recipe), "checkpoints"),
+        world,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        # Ranks wait for each other in a collective, which must not give up before.
+        patience=min(config.patience, recipe.train.step_timeout),
+        resume=config.resume,
+        conditional=config.commit == "conditional",
+    )
+    if not recipe.train.perf_steps:
+        checkpoints.hold()
+    return checkpoints
+
+
 def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -> Loop:
     """Data, checkpoint, model: everything the loop works with, where the last start left it."""
     source = open_source(recipe.data, recipe.train.seed)
     num_classes = count_classes(recipe, source)
-    checkpoints = CheckpointManager(
-        storage.join(run_url(recipe), "checkpoints"), world, keep_last=recipe.checkpoint.keep_last
-    )
+    checkpoints = open_checkpoints(recipe, world)
     before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
     resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
     if resumed is None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from app.errors import AppError
 
-FORMAT = 1
+FORMAT = 2
+CHUNK_BYTES = 1 << 20  # each so many bytes of an object have a hash of their own
+MOST_BYTES = 256 << 20  # of a manifest: 3.5 M chunks
 
 
 class CheckpointError(AppError):
-    """A checkpoint that cannot be written, or that is damaged; names the object and what is left to use."""
+    """A checkpoint that cannot be written or read; names the object and what is left to do."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that was read and found wrong: another one may be used in its place."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,12 @@ class StoredObject:
     """One object of a checkpoint.
 
     ``rows`` is the half-open class range of its row-sharded tensors, or None for the tensors that every rank has.
+    ``chunks`` are the SHA-256 of its bytes, ``CHUNK_BYTES`` each, the last one shorter.
     """
 
     name: str
     size: int  # bytes
-    sha256: str
+    chunks: tuple[str, ...]
     rows: tuple[int, int] | None = None
 
 
@@ -42,27 +50,41 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of ``manifest.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, url: str, data: bytes) -> Manifest:
         """Parse ``manifest.json``.
 
         Raises:
-            CheckpointError: it is not one, or of a newer format.
+            DamagedError: it is not one.
+            CheckpointError: it is one of another format.
         """
         try:
             fields = json.loads(data)
-            if fields["format"] != FORMAT:
+            number = int(fields["format"])
+            if number != FORMAT:
                 raise CheckpointError(
-                    f"{url}: format {fields['format']} is not {FORMAT}: use the version that wrote it"
+                    f"{url}: a checkpoint of format {number}, this version reads {FORMAT}: finish the run with the "
+                    "version that wrote it, start it anew under another --name, or pass --checkpoint.resume never"
                 )
-            objects = tuple(
-                StoredObject(str(o["name"]), int(o["size"]), str(o["sha256"]), tuple(o["rows"]) if o["rows"] else None)
-                for o in fields["objects"]
-            )
-            if any("/" in o.name or o.name.startswith(".") for o in objects):
-                raise CheckpointError(f"{url}: an object of the manifest lies outside the checkpoint")
+            objects = tuple(_parse_object(about) for about in fields["objects"])
             return cls(int(fields["step"]), int(fields["world_size"]), objects, dict(fields["meta"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{url}: not a manifest ({type(error).__name__}: {error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DamagedError(f"{url}: not a manifest ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+def _parse_object(about: dict[str, Any]) -> StoredObject:
+    name, size = str(about["name"]), int(about["size"])
+    chunks = tuple(map(str, about["chunks"]))
+    rows = None
+    if about["rows"] is not None:
+        first, last = map(int, about["rows"])
+        if not 0 <= first <= last:
+            raise ValueError(f"rows {first} to {last}")
+        rows = (first, last)
+    if "/" in name or name.startswith("."):
+        raise ValueError("an object of the manifest lies outside the checkpoint")
+    if size < 0 or len(chunks) != math.ceil(size / CHUNK_BYTES):
+        raise ValueError(f"{len(chunks)} hashes for {size} bytes")
+    return StoredObject(name, size, chunks, rows)

@@ -112,7 +112,7 @@ class Loop:
             stopping = result.flags[0] > 0
             uploading = result.flags[1] > 0
             if self.checkpoints.busy and (stopping or not uploading):
-                self._commit()
+                self._commit(wait=stopping)
             if stopping or (self._checkpoint_due() and not self.checkpoints.busy):
                 self._start_checkpoint()
             every = self.recipe.train.verify_every
@@ -162,7 +162,9 @@ class Loop:
             self.events.add("best", self.step, mean_accuracy=mean)
 
     def save(self) -> None:
-        """Commit a checkpoint of this step now."""
+        """Commit a checkpoint of this step now, unless that was the last thing done."""
+        if self.checkpoints.committed_step == self.step:
+            return
         self._start_checkpoint()
         self._commit()
 
@@ -225,8 +227,11 @@ class Loop:
         self.metrics.bad_records.set(self.loader.bad_records)
         speed.restart()
 
-    def _commit(self) -> None:
-        manifest = self.checkpoints.finish_save()
+    def _commit(self, *, wait: bool = True) -> None:
+        """Take the save that is on its way to its end, or only a stage on."""
+        manifest = self.checkpoints.finish_save() if wait else self.checkpoints.advance()
+        if manifest is None:
+            return
         self.metrics.last_checkpoint.set_to_current_time()
         self.events.add("checkpoint", manifest.step, bytes=sum(item.size for item in manifest.objects))
         self.events.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 from app import storage
+from app.checkpoint.lease import Lease
 from app.checkpoint.manager import CheckpointManager, TrainingState
-from app.checkpoint.manifest import CheckpointError, Manifest
+from app.checkpoint.manifest import CheckpointError, DamagedError, Manifest
 from app.device import Device
 from app.head.class_shards import class_range
 from app.world import World
@@ -32,6 +35,7 @@ def state(step: int, rank: int = 0, world: int = 1) -> TrainingState:
 
 
 def manager(url: str, rank: int = 0, world: int = 1, **options: Any) -> CheckpointManager:
+    options = {"owner": "job"} | options
     return CheckpointManager(url, World(rank, world, 0, Device("cpu", torch.device("cpu"), "gloo")), **options)
 
 
@@ -78,21 +82,88 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(bucket_url: str, damag
         storage.delete_tree(url)
     else:
         storage.write_bytes(storage.join(bucket_url, folder, "manifest.json"), b"{")
+    checkpoints = manager(bucket_url, keep_last=5)
     with pytest.warns(UserWarning, match="passed over a damaged checkpoint"):
-        loaded = load_on(0, 1, bucket_url)
+        loaded = checkpoints.load_latest((0, CLASSES))
     assert loaded is not None
-    assert loaded[0] == 1
-    # The step is trained again: its new checkpoint is the one that counts.
-    save_on(0, 1, bucket_url, [2])
-    loaded = load_on(0, 1, bucket_url)
+    assert loaded.step == 1
+    # The step is trained again: its new checkpoint is the one that counts, and the damaged one is gone.
+    checkpoints.save(state(2))
+    again = load_on(0, 1, bucket_url)
+    assert again is not None
+    assert again[0] == 2
+    assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [1, 2]
+    assert folder not in [name for name, _ in manager(bucket_url).manifests()]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(bucket_url: str) -> None:
+    save_on(0, 1, bucket_url, [1, 2])
+    for folder, manifest in manager(bucket_url).manifests():
+        storage.delete_tree(storage.join(bucket_url, folder, manifest.objects[0].name))
+    with pytest.warns(UserWarning, match="passed over"), pytest.raises(CheckpointError, match="resume never"):
+        load_on(0, 1, bucket_url)
+
+
+def test_resume_never_begins_anew_and_goes_on_from_its_own(bucket_url: str) -> None:
+    save_on(0, 1, bucket_url, [7, 8])
+    anew = manager(bucket_url, resume="never", owner="another job")
+    assert anew.load_latest((0, CLASSES)) is None
+    anew.save(state(3))
+    # A restart of that job, with the same options, and later a start without them.
+    for options in ({"resume": "never", "owner": "another job"}, {"owner": "third"}):
+        loaded = manager(bucket_url, **options).load_latest((0, CLASSES))
+        assert loaded is not None
+        assert loaded.step == 3
+
+
+def test_what_another_run_began_less_than_an_hour_ago_is_left_alone(bucket_url: str) -> None:
+    other = manager(bucket_url, owner="another job")
+    other.start_save(state(5))
+    while other.uploading:
+        time.sleep(0.01)
+    mine = manager(bucket_url, keep_last=1)
+    for step in (6, 7):
+        mine.save(state(step))
+    other.finish_save()
+    assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [5, 7]
+    loaded = manager(bucket_url).load_latest((0, CLASSES))
     assert loaded is not None
-    assert loaded[0] == 2
+    assert loaded.step == 7
+
+
+def test_milestones_and_the_best_are_kept(bucket_url: str) -> None:
+    checkpoints = manager(bucket_url, keep_last=1, keep_every=4)
+    for step, best in enumerate([0.0, 0.7, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 1):
+        checkpoints.save(dataclasses.replace(state(step), meta={"best_mean": best}))
+    assert [manifest.step for _, manifest in checkpoints.manifests()] == [4, 8, 10]
+    for step, best in ((11, 0.95), (13, 0.95)):
+        checkpoints.save(dataclasses.replace(state(step), meta={"best_mean": best}))
+    assert [manifest.step for _, manifest in checkpoints.manifests()] == [4, 8, 11, 13]
+
+
+def test_a_second_run_in_the_same_folder_is_told(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = storage.join(bucket_url, "lease.json")
+    first = Lease(url, "first", interval=0.2)
+    first.take(time.monotonic())
+    monkeypatch.setattr("app.checkpoint.lease._is_dead", lambda _: False)
+    with pytest.raises(CheckpointError, match="another run writes here: 'first'"):
+        Lease(url, "second", interval=0.2).take(time.monotonic())
+    first._ended.set()  # as if it were killed: the lease stays and is not renewed any more
+    second = Lease(url, "second", interval=0.2)
+    second.take(time.monotonic())
+    # The first was only asleep: it finds that it lost the folder, and commits nothing.
+    first._ended.clear()
+    first._renew()
+    assert "another run took this folder: 'second'" in first.problem
+    second.release()
+    assert not storage.exists(url)
 
 
 def test_what_was_not_committed_does_not_exist_and_is_collected(bucket_url: str) -> None:
     checkpoints = manager(bucket_url)
     checkpoints.start_save(state(5))
-    checkpoints._upload.result()  # type: ignore[union-attr]  # the process dies here, before finish_save
+    while checkpoints.uploading:
+        time.sleep(0.01)  # the process dies here, before finish_save
     assert load_on(0, 1, bucket_url) is None
     orphan = storage.list_names(bucket_url)
     assert len(orphan) == 1
@@ -117,7 +188,7 @@ def test_training_may_change_tensors_while_they_are_uploaded(bucket_url: str) ->
 def test_a_store_that_fails_leaves_nothing_committed(tmp_path: Path) -> None:
     blocked = tmp_path / "runs"
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="step 1 not written: rank 0"):
+    with pytest.raises(CheckpointError, match=r"step 1 not written: .*write failed"):
         save_on(0, 1, str(blocked), [1])
 
 
@@ -125,7 +196,7 @@ def test_a_manifest_cannot_point_outside_its_folder() -> None:
     evil = (
         Manifest(1, 1, ())
         .to_json()
-        .replace(b'"objects": []', b'"objects": [{"name": "../x", "size": 1, "sha256": "", "rows": null}]')
+        .replace(b'"objects": []', b'"objects": [{"name": "../x", "size": 1, "chunks": [""], "rows": null}]')
     )
     with pytest.raises(CheckpointError, match="outside"):
         Manifest.from_json("url", evil)
@@ -133,5 +204,20 @@ def test_a_manifest_cannot_point_outside_its_folder() -> None:
 
 def test_a_checkpoint_of_fewer_classes_is_refused(bucket_url: str) -> None:
     save_on(0, 1, bucket_url, [1])
-    with pytest.warns(UserWarning, match="does not hold all classes"):
-        assert manager(bucket_url).load_latest((0, CLASSES + 1)) is None
+    with (
+        pytest.warns(UserWarning, match="does not hold all classes"),
+        pytest.raises(CheckpointError, match="does not hold all classes"),
+    ):
+        manager(bucket_url).load_latest((0, CLASSES + 1))
+
+
+def test_an_older_format_is_said_in_one_sentence() -> None:
+    with pytest.raises(CheckpointError, match="a checkpoint of format 1, this version reads 2: finish the run") as told:
+        Manifest.from_json("url", Manifest(1, 1, ()).to_json().replace(b'"format": 2', b'"format": 1'))
+    assert not isinstance(told.value, DamagedError)  # nothing is passed over, nothing begins anew
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", '{"format": 1e999}', "[" * 100_000, '{"format": "x"}', "\xff"])
+def test_what_is_no_manifest_is_damage(text: str) -> None:
+    with pytest.raises(DamagedError, match="not a manifest"):
+        Manifest.from_json("url", text.encode("latin-1"))
