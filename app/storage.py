@@ -8,15 +8,16 @@ is for stores that refuse path-style requests. Paths are literal: no character o
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
@@ -25,6 +26,9 @@ from fsspec.spec import AbstractBufferedFile
 
 from app import store_errors
 from app.errors import AppError
+from app.patience import patiently
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
 
@@ -39,6 +43,20 @@ class StorageError(AppError):
     def __init__(self, message: str = "", *, transient: bool = False, kind: str = "") -> None:
         super().__init__(message, transient=transient)
         self.kind = kind
+
+
+def _patient(operation: F) -> F:
+    """Ask again while the store is away; see ``app.patience``. The operation may be done twice."""
+
+    @functools.wraps(operation)
+    def asked(url: str, *args: Any, **kwargs: Any) -> Any:
+        return patiently(url, lambda: operation(url, *args, **kwargs), answers=_is_answer)
+
+    return cast(F, asked)
+
+
+def _is_answer(error: AppError) -> bool:
+    return isinstance(error, StorageError) and error.kind != "unreachable"
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ def join(url: str, *names: str) -> str:
     return "/".join([url.rstrip("/"), *(name.strip("/") for name in names)])
 
 
+@_patient
 def read_bytes(url: str) -> bytes:
     """Return the whole object."""
     filesystem, path = open_filesystem(url)
@@ -106,6 +125,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
     return read_ranges(url, [(start, stop)])[0]
 
 
+@_patient
 def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Return several byte ranges ``[start, stop)`` of one object, fetched side by side.
 
@@ -137,11 +157,13 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     )
 
 
+@_patient
 def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Write the whole object in one request, so that readers see all of it or nothing.
 
     With ``if_absent`` the write is conditional (``If-None-Match: *`` on S3, ``O_EXCL`` on files): returns False, and
-    changes nothing, when the object exists already.
+    changes nothing, when the object exists already with another content. With the same content it counts as written:
+    the store may have done what was asked and its answer been lost. So what two writers may both write needs a token.
     """
     filesystem, path = open_filesystem(url)
     with explained(url, "write"):
@@ -152,11 +174,9 @@ def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
             return True
         try:
             filesystem.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
         except OSError as error:
-            if store_errors.explain(error)[0].kind == "precondition":
-                return False
+            if isinstance(error, FileExistsError) or store_errors.explain(error)[0].kind == "precondition":
+                return bool(filesystem.cat_file(path) == data)
             raise
     return True
 
@@ -174,7 +194,8 @@ def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return False
+                with open(path, "rb") as file:
+                    return file.read() == data
         else:
             os.replace(temporary, path)
     finally:
@@ -189,10 +210,8 @@ def exists(url: str, *, optional: bool = False) -> bool:
     Args:
         optional: "denied" counts as absent, with a warning; see ``read_optional``.
     """
-    filesystem, path = open_filesystem(url)
     try:
-        with explained(url, "look-up"):
-            filesystem.info(path)
+        info(url)
     except StorageError as error:
         if error.kind == "absent":
             return False
@@ -203,6 +222,7 @@ def exists(url: str, *, optional: bool = False) -> bool:
     return True
 
 
+@_patient
 def info(url: str) -> ObjectInfo:
     """Size and version tag of an object.
 
@@ -216,6 +236,7 @@ def info(url: str) -> ObjectInfo:
     return ObjectInfo(url, int(details["size"] or 0), tag.strip('"'))
 
 
+@_patient
 def list_names(url: str) -> list[str]:
     """Names directly under a folder URL, sorted; a missing folder is an empty list."""
     filesystem, path = open_filesystem(url)
@@ -229,6 +250,7 @@ def list_names(url: str) -> list[str]:
     return sorted(name.rsplit("/", 1)[-1] for name in names if name != prefix)
 
 
+@_patient
 def delete_tree(url: str) -> None:
     """Delete an object, or a folder and all under it; what is gone already is no error.
 

@@ -26,7 +26,7 @@ _BUSY = "the store is overloaded or out of order for now"
 
 @dataclass(frozen=True)
 class Meaning:
-    """``sentence``: what it means and what to do; ``{bucket}`` is filled in. ``kind``: absent, denied, or neither."""
+    """``sentence``: what it means and what to do; ``{bucket}`` is filled in. ``kind``: absent, denied... or empty."""
 
     sentence: str
     transient: bool = False
@@ -87,7 +87,7 @@ MEANINGS: dict[str, Meaning] = {
 }
 
 # Exceptions of drivers, by the name of their class (or of a base): these libraries need not be installed.
-_CONNECTION = Meaning("the store does not answer; check AWS_ENDPOINT_URL", transient=True)
+_CONNECTION = Meaning("the store does not answer; check AWS_ENDPOINT_URL", transient=True, kind="unreachable")
 _BROKEN = Meaning("the connection to the store broke off", transient=True)
 _SLOW = Meaning("the store did not answer in time", transient=True)
 _CLASSES: dict[str, Meaning] = {
