@@ -1,7 +1,7 @@
 """Waiting for a store that is away: the same request again, with growing and jittered pauses, for a bounded time.
 
 A store that this process has heard from before gets ``ARCFACE_STORE_PATIENCE`` seconds (60 unless set) to come back;
-one that never answered gets none, so that a mistyped address is told at once. What the store refuses is never asked twice.
+one that never answered gets none, so a mistyped address is told at once. What the store refuses is not asked twice.
 Drivers retry too, a few times within seconds; this is for outages that last longer.
 """
 
