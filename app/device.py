@@ -1,5 +1,7 @@
 """The only file that knows npu, cuda and cpu: everything else asks a ``Device``.
 
+torch is loaded when a device is asked for, so that a node can be checked, and refused, without waiting for it.
+
 Nothing here has been run on an NPU: the Ascend branch is thin, follows torch_npu's documented API, and is exercised
 by tests with a stub of it.
 """
@@ -12,11 +14,15 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from app.errors import AppError
+
+if TYPE_CHECKING:
+    import torch
+
+# Device nodes by kind; their number is that of the devices which this pod or machine may use.
+DEVICE_FILES = {"npu": "/dev/davinci[0-9]*", "cuda": "/dev/nvidia[0-9]*"}
 
 
 class DeviceError(AppError):
@@ -48,8 +54,14 @@ class Device:
         """Autocast context of a precision: fp32 (none), bf16 or fp16."""
         if precision == "fp32":
             return contextlib.nullcontext()
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        return torch.autocast(self.kind, dtype=dtype)
+        import torch
+
+        return torch.autocast(self.kind, dtype=dtype_of(precision))
+
+    @property
+    def has_sync_bn(self) -> bool:
+        """Whether torch has a synchronised BatchNorm for it."""
+        return self.kind != "cpu"
 
     @property
     def pin_memory(self) -> bool:
@@ -59,6 +71,8 @@ class Device:
     @contextlib.contextmanager
     def profiler(self, folder: str, *, skip: int = 2, steps: int = 5) -> Iterator[Any]:
         """Trace ``steps`` steps after ``skip`` (call ``.step()`` after each) for TensorBoard and Perfetto."""
+        import torch
+
         module = importlib.import_module("torch_npu").profiler if self.kind == "npu" else torch.profiler
         activities = [module.ProfilerActivity.CPU]
         if self.kind == "npu":
@@ -73,6 +87,15 @@ class Device:
             yield profiler
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """torch's type for the name of a precision, as recipes write it: fp32, bf16, fp16, float32, bfloat16, float16."""
+    import torch
+
+    short = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    found: torch.dtype = getattr(torch, short.get(name, name))
+    return found
+
+
 def detect_device(kind: str = "auto", local_rank: int | None = None) -> Device:
     """Choose and initialise this process's device.
 
@@ -83,6 +106,8 @@ def detect_device(kind: str = "auto", local_rank: int | None = None) -> Device:
     Raises:
         DeviceError: the device was asked for by name and is not usable, or the node has fewer than ``local_rank + 1``.
     """
+    import torch
+
     kind = os.environ.get("ARCFACE_DEVICE", "auto") if kind == "auto" else kind
     index = int(os.environ.get("LOCAL_RANK", "0")) if local_rank is None else local_rank
     if kind == "auto":
@@ -118,4 +143,6 @@ def _npu_available() -> bool:
 
 
 def _module(kind: str) -> Any:
+    import torch
+
     return getattr(torch, kind)

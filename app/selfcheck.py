@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Callable
 
 from app import storage
+from app.device import DEVICE_FILES, detect_device
 from app.errors import AppError, run_main
 
-_DEVICE_FILES = {"npu": "/dev/davinci[0-9]*", "cuda": "/dev/nvidia[0-9]*"}
 _LEAST_SHM_MB = 64
 
 
@@ -32,7 +32,7 @@ def check_devices(processes: int) -> str:
     """
     if os.environ.get("ARCFACE_DEVICE") == "cpu":
         return "cpu, as asked"
-    for kind, pattern in _DEVICE_FILES.items():
+    for kind, pattern in DEVICE_FILES.items():
         if found := glob.glob(pattern):
             if len(found) < processes:
                 raise SelfCheckError(
@@ -87,25 +87,30 @@ def check_torch() -> str:
 
     Raises:
         DeviceError: a device that was asked for is not usable.
+        SelfCheckError: it computes something wrong.
     """
     import torch
 
-    from app.device import detect_device
-
     device = detect_device(local_rank=0)
     product = torch.ones(8, 8, device=device.torch_device) @ torch.ones(8, 8, device=device.torch_device)
-    assert float(product.sum()) == 512
+    if (total := float(product.sum())) != 512:
+        raise SelfCheckError(f"{device.kind} computes wrong: ones times ones sum to {total}, not 512: replace it")
     return f"torch {torch.__version__} on {device.kind}"
 
 
 def check_decoder() -> str:
-    """A JPEG survives encoding and decoding."""
+    """A JPEG survives encoding and decoding.
+
+    Raises:
+        SelfCheckError: it does not.
+    """
     import numpy as np
 
     from app.data.decode import decode_image, encode_jpeg
 
     grey = np.full((16, 16, 3), 128, dtype=np.uint8)
-    assert abs(int(decode_image(encode_jpeg(grey)).mean()) - 128) <= 1
+    if abs((mean := float(decode_image(encode_jpeg(grey)).mean())) - 128) > 1:
+        raise SelfCheckError(f"a grey of 128 came back from JPEG as {mean:.1f}: simplejpeg or its libjpeg is broken")
     return "JPEG"
 
 
@@ -123,7 +128,7 @@ def quick_checks(processes: int, output: str) -> dict[str, Callable[[], str]]:
 
 def main(arguments: list[str]) -> int:
     """Run all checks, print a line each; 1 when one failed."""
-    parser = argparse.ArgumentParser("app.selfcheck", description=__doc__)
+    parser = argparse.ArgumentParser("python -m app.selfcheck", description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="", help="folder URL that must be writable")
     options = parser.parse_args(arguments)

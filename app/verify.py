@@ -1,4 +1,4 @@
-"""Verifies trained weights: ``python -m app.verify --model RUN_URL --sets.url URL``; prints the table, writes a report.
+"""Verifies trained weights: ``python -m app.verify --model RUN_URL --sets-url URL``; prints the table, writes a report.
 
 The report goes to ``<model>/verification/`` unless ``--report`` says otherwise: report.json and report.png.
 """
@@ -62,7 +62,9 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
     parser.add_argument("--backbone", default="", help="of a bare state dict")
     parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")

@@ -22,7 +22,17 @@ FOLDER = Path(os.environ.get("ARCFACE_DEMO", ROOT / ".demo"))
 BUCKET, DATA, RUNS = "demo", "s3://demo/orl", "s3://demo/runs"
 FLOOR = 0.88  # accuracy on people never trained on, below which the demo has failed
 
-_NOISE = ("torchx 20", "INFO", "W1", "local_cwd://", "Ctrl-C", "UserWarning", "warnings.warn", "log dir")
+# "[WI]1125 09:" is how torch begins a line of its log: level, month, day, hour.
+_NOISE = (
+    "torchx 20",
+    "INFO",
+    r"\b[WI]\d{4} \d\d:",
+    "local_cwd://",
+    "Ctrl-C",
+    "UserWarning",
+    r"warnings\.warn",
+    "log dir",
+)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ def run_stage(command: Sequence[str], environment: dict[str, str], *, hide: Sequ
     """Run a command, its output shown line by line; all processes it started are gone afterwards.
 
     Args:
-        hide: lines that contain one of these are not shown.
+        hide: lines in which one of these regular expressions is found are not shown.
 
     Raises:
         StageError: it failed.
@@ -53,7 +54,7 @@ def run_stage(command: Sequence[str], environment: dict[str, str], *, hide: Sequ
 def _print_lines(process: subprocess.Popen[str], hide: Sequence[str], quiet: threading.Event) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if not quiet.is_set() and not any(text in line for text in hide):
+        if not quiet.is_set() and not any(re.search(pattern, line) for pattern in hide):
             sys.stdout.write(line)
             sys.stdout.flush()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,3 +44,21 @@ def test_an_output_that_cannot_be_written_ends_the_launch(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(AppError, match="write failed"):
         check_node(1, ["--output.url", str(tmp_path / "file" / "runs"), "--x"])
+
+
+def test_checks_that_fail_say_so_under_optimisation_too() -> None:
+    program = (
+        "import numpy as np, app.data.decode as decode, app.selfcheck as selfcheck\n"
+        "decode.decode_image = lambda data: np.zeros((16, 16, 3), dtype=np.uint8)\n"
+        "raise SystemExit(selfcheck.main([]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "failed  decoder: a grey of 128 came back from JPEG as 0.0" in done.stdout
+
+
+def test_the_quick_checks_load_no_torch() -> None:
+    program = "import sys, app.selfcheck as s; s.quick_checks(1, ''); raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +94,7 @@ def test_every_choice_is_taken_and_no_other(path: str, about: Setting) -> None:
         validate(set_field(path, "other"))
 
 
+@hypothesis.settings(deadline=None)
 @given(
     lr=st.floats(min_value=1e-300, max_value=1e300),
     text=st.text(st.characters(exclude_categories=["Cs"])),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -46,25 +48,28 @@ _BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 
 def _register_all() -> None:
     for name, depths in _DEPTHS.items():
-        _BACKBONES[name] = _iresnet(depths)
-    _BACKBONES["r10_small"] = _iresnet((1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2)
-    for name, settings in _VITS.items():
-        _BACKBONES[name] = _vit(*settings)
-    _BACKBONES["mbf"] = _mobilefacenet((1, 4, 6, 2), 2)
-    _BACKBONES["mbf_large"] = _mobilefacenet((2, 8, 12, 4), 4)
+        register(name, partial(IResNet, depths))
+    register("r10_small", partial(IResNet, (1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2))
+    for name, (dim, depth, drop_path, mask_ratio, recompute) in _VITS.items():
+        defaults = {"dim": dim, "drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
+        register(name, partial(VisionTransformer, depth=depth, **defaults))  # type: ignore[arg-type]
+    register("mbf", partial(MobileFaceNet, (1, 4, 6, 2), scale=2))
+    register("mbf_large", partial(MobileFaceNet, (2, 8, 12, 4), scale=4))
 
 
-def _iresnet(depths: tuple[int, ...], **fixed: Any) -> Callable[..., nn.Module]:
-    return lambda **options: IResNet(depths, **(fixed | options))
+def register(name: str, build: Callable[..., nn.Module]) -> None:
+    """Give a backbone its name.
 
+    Args:
+        build: called with ``embedding_size`` and ``image_size``, and with those options of a recipe's ``[model]`` that
+            are set; its signature says which it takes. The module maps float32 [B, 3, H, W] in [-1, 1] to [B, D].
 
-def _vit(dim: int, depth: int, drop_path: float, mask_ratio: float, recompute: bool) -> Callable[..., nn.Module]:
-    defaults = {"dim": dim, "drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
-    return lambda **options: VisionTransformer(depth=depth, **(defaults | options))
-
-
-def _mobilefacenet(blocks: tuple[int, ...], scale: int) -> Callable[..., nn.Module]:
-    return lambda **options: MobileFaceNet(blocks, **({"scale": scale} | options))
+    Raises:
+        BackboneError: the name is taken.
+    """
+    if name in _BACKBONES:
+        raise BackboneError(f"there is a backbone {name!r} already: register another name")
+    _BACKBONES[name] = build
 
 
 def backbone_names() -> list[str]:
@@ -86,10 +91,13 @@ def build_backbone(name: str, **options: Any) -> nn.Module:
         near = difflib.get_close_matches(name, _BACKBONES, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise BackboneError(f"unknown backbone {name!r}: {hint}one of {', '.join(backbone_names())}")
-    try:
-        return _BACKBONES[name](**options)
-    except TypeError as error:
-        raise BackboneError(f"backbone {name!r} does not take these options: {error}") from error
+    build = _BACKBONES[name]
+    takes = inspect.signature(build).parameters
+    # Asked before the call: a TypeError from inside a constructor is a mistake of ours and keeps its traceback.
+    for option in options:
+        if option not in takes and not any(kind.kind is kind.VAR_KEYWORD for kind in takes.values()):
+            raise BackboneError(f"backbone {name!r} has no {option}: leave model.{option} as it is by default")
+    return build(**options)
 
 
 _register_all()

@@ -6,6 +6,7 @@ here. ``recipes/*.toml`` hold the published configurations; nothing in a recipe 
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -104,6 +105,7 @@ class Recipe:
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
+@functools.cache
 def sections() -> dict[str, type]:
     """The configuration classes by the name of their section, in the recipe's order."""
     kinds = typing.get_type_hints(Recipe)

@@ -1,8 +1,8 @@
 """Reads a configuration file of insightface's arcface_torch, or of its Ascend port, as data: nothing in it is run.
 
-Such a file is a module of assignments, ``config.batch_size = 128``. Values may be literals and sums of literals and
-earlier settings; anything else is refused with its line. What the file does not set has the reference's default, which
-is this project's too.
+Such a file is a module of assignments, ``config.batch_size = 128``. Values may be literals, and arithmetic with
+literals and earlier settings; anything else is refused with its line. What the file does not set has the reference's
+default, which is this project's too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _DROPPED = {
     "save_artifacts": "the run folder holds the weights",
     "notes": "",
 }
-_SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -140,11 +140,11 @@ def _assigned(statement: ast.stmt) -> str | None:
 
 def _value(node: ast.expr, settings: dict[str, Any], where: str) -> Any:
     match node:
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _SUMS:
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
             numbers = _value(left, settings, where), _value(right, settings, where)
             if all(isinstance(number, int | float) for number in numbers):
                 try:
-                    return _SUMS[type(op)](*numbers)
+                    return _ARITHMETIC[type(op)](*numbers)
                 except ZeroDivisionError as error:
                     raise RecipeError(f"{where}, line {node.lineno}: division by zero") from error
         case ast.Attribute(value=ast.Name(id="config"), attr=name) if name in settings:
@@ -155,6 +155,6 @@ def _value(node: ast.expr, settings: dict[str, Any], where: str) -> Any:
             except (ValueError, TypeError):
                 pass
     raise RecipeError(
-        f"{where}, line {node.lineno}: {ast.unparse(node)!r} is neither a literal nor a sum of literals and settings "
-        "above it; write its value"
+        f"{where}, line {node.lineno}: {ast.unparse(node)!r} is neither a literal nor arithmetic with literals and "
+        "settings above it; write its value"
     )

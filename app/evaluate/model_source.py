@@ -14,6 +14,7 @@ from app import storage
 from app.backbones.registry import build_backbone
 from app.checkpoint.manager import CheckpointManager
 from app.config.options import parse_recipe
+from app.data.pixels import normalise_
 from app.device import Device
 from app.errors import AppError
 from app.evaluate.verification import Embed, embed_with
@@ -104,7 +105,7 @@ def _open_onnx(url: str) -> OpenedModel:
     run: Callable[..., Any] = session.run
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (out,) = run(None, {given.name: (images.astype(np.float32) - 127.5) / 127.5})
+        (out,) = run(None, {given.name: normalise_(images.astype(np.float32))})
         return np.asarray(out, dtype=np.float32)
 
     about = {"backbone": "onnx", "image_size": size, "recipe": url.rsplit("/", 1)[-1], "step": 0}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from app.data.bin_sets import VerificationSet
+from app.data.pixels import normalise_
 from app.device import Device
 from app.evaluate.metrics import VerificationMetrics, verification_metrics
 from app.world import World
@@ -50,9 +51,9 @@ def embed_with(model: nn.Module, device: Device, precision: str = "fp32") -> Emb
     """An ``Embed`` that runs a backbone in eval mode."""
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(images).to(device.torch_device).float().sub_(127.5).div_(127.5)
+        batch = torch.from_numpy(images).to(device.torch_device).float()
         with torch.inference_mode(), device.autocast(precision):
-            embeddings: Tensor = model(batch)
+            embeddings: Tensor = model(normalise_(batch))
         return embeddings.float().cpu().numpy()
 
     return embed
@@ -60,7 +61,7 @@ def embed_with(model: nn.Module, device: Device, precision: str = "fp32") -> Emb
 
 def embed_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The baseline that knows nothing of faces: the pixels themselves, in [-1, 1]."""
-    return images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1
+    return normalise_(images.reshape(len(images), -1).astype(np.float32))
 
 
 def embed_set(

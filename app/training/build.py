@@ -11,6 +11,7 @@ from app import storage
 from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
+from app.device import dtype_of
 from app.head.margins import build_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig
 from app.run_folder import build_model
@@ -70,7 +71,7 @@ def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
     """The backbone as it is trained: on its device, in its memory format, compiled where asked for."""
     backbone = build_model(recipe.model, recipe.data.image_size).to(world.device.torch_device)
     if recipe.train.sync_bn and world.size > 1:
-        if world.device.kind == "cpu":
+        if not world.device.has_sync_bn:
             raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
         if plan.logical_workers % world.size:
             # A rank without a micro-batch would be missing in the layers' collectives.
@@ -98,8 +99,8 @@ def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int)
         head.interclass_filtering,
         logical_shards=plan.logical_workers,
         seed=recipe.train.seed,
-        centre_dtype=getattr(torch, head.centre_dtype),
-        matmul_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.train.precision],
+        centre_dtype=dtype_of(head.centre_dtype),
+        matmul_dtype=dtype_of(recipe.train.precision),
         block_bytes=head.block_memory_mb << 20,
     )
     return PartialFC(config, margin).to_device(world.device.torch_device)

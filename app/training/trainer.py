@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from app.checkpoint.manager import TrainingState
 from app.config.recipe import Recipe
 from app.data.loader import Batch
+from app.data.pixels import normalise_
+from app.device import dtype_of
 from app.errors import AppError
 from app.head.class_shards import mix_seed
 from app.head.optimizer import CentreOptimizer
@@ -80,9 +82,7 @@ class Trainer:
         )
         compression = self.recipe.train.gradient_compression
         if compression != "none":
-            model.register_comm_hook(
-                {"fp16": torch.float16, "bf16": torch.bfloat16}[compression], compressed_all_reduce
-            )
+            model.register_comm_hook(dtype_of(compression), compressed_all_reduce)
         return model
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -147,7 +147,7 @@ class Trainer:
             return torch.cat([empty, padding]), labels
         images = batch.images.pin_memory() if self.device.pin_memory else batch.images
         images = images.to(device, non_blocking=True)
-        images = images.to(torch.float32, memory_format=self.memory_format).sub_(127.5).div_(127.5)
+        images = normalise_(images.to(torch.float32, memory_format=self.memory_format))
         with self.device.autocast(self.recipe.train.precision), self.statistics.micro_batch():
             embeddings = self.model(images)
         return embeddings, batch.labels.to(device, non_blocking=True)

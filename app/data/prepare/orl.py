@@ -17,14 +17,10 @@ from PIL import Image
 from app import storage
 from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
+from app.data.prepare.errors import PrepareError
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.errors import AppError
 
 PEOPLE, PHOTOGRAPHS, SIZE = 40, 10, 112
-
-
-class PrepareError(AppError):
-    """A dataset cannot be made; says what is missing."""
 
 
 def load_faces() -> list[list[bytes]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app import storage
 from app.data.dataset import Dataset, open_dataset
-from app.data.prepare.orl import PrepareError
+from app.data.prepare.errors import PrepareError
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
