@@ -15,7 +15,7 @@ from app.checkpoint.manager import CheckpointManager
 from app.config.help import answer
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
-from app.data.build import make_loader, open_source
+from app.data.build import describe_order, make_loader, open_source
 from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import StopRequest, catch_stop
@@ -119,6 +119,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     resume(loop, resumed)
     if not is_complete(loop):
         say_start(loop, before)
+        loop.progress.say(describe_order(loader, source, num_classes, plan.rounds))
     return loop
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.data.loader import Loader, LoaderConfig
-from app.data.order import make_order
+from app.data.order import expected_pairs, make_order
 from app.data.records import RecordSource
 from app.data.source import Source, SourceError
 from app.data.synthetic import SYNTHETIC, NoiseSource
@@ -43,6 +43,7 @@ def make_loader(
         seed=seed,
         shuffle=data.shuffle,
         window=data.window,
+        window_bytes=int(data.window_mb * 2**20),
         block_bytes=int(data.block_mb * 2**20),
     )
     config = LoaderConfig(
@@ -63,3 +64,19 @@ def make_loader(
             f"{logical_workers}: lower --train.batch-size"
         )
     return loader
+
+
+def describe_order(loader: Loader, source: Source, num_classes: int, workers: int) -> str:
+    """One line on how samples are mixed and what it costs.
+
+    Args:
+        workers: logical workers of the busiest process.
+    """
+    order = loader.order
+    pairs, uniform = expected_pairs(order, loader.batch_size, num_classes)
+    memory = 1.5 * order.window_records * source.record_bytes * workers / 2**20
+    return (
+        f"data: {len(source)} images of {num_classes} classes, shuffled in windows of {order.window_records} records, "
+        f"blocks of {order.block_records}: up to {memory:.0f} MiB a process; about {pairs:.1f} same-identity pairs in "
+        f"a global batch, a uniform shuffle has {uniform:.1f}"
+    )

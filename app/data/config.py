@@ -24,8 +24,11 @@ class DataConfig:
         "order of the samples: full permutes all, window reads blocks in random order and shuffles windows of them",
         choices=("full", "window", "none"),
     )
-    window: int = setting(0, "records in the shuffle windows of all workers; 0: sized by memory", minimum=0)
-    block_mb: float = setting(8.0, "size of one ranged read, MiB", above=0)
+    window: int = setting(0, "records in the shuffle windows of all workers; 0: as data.window_mb says", minimum=0)
+    window_mb: float = setting(
+        256.0, "encoded records that one logical worker shuffles together, MiB; it holds up to 1.5 times that", above=0
+    )
+    block_mb: float = setting(1.0, "size of one ranged read, MiB", above=0)
     augment: str = setting(
         "flip",
         "reference adds downscale, blur and grey to flip; small adds rotation, shift and light",

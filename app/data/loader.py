@@ -22,8 +22,10 @@ from app.data.decode import decode_image, resize
 from app.data.order import SampleOrder
 from app.data.recordio import RecordError
 from app.data.source import Source
+from app.data.window import WindowStream
 
 MIN_SAMPLES_FOR_SHARE = 1000
+FETCHES = 8  # blocks that one process asks for at a time
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,25 @@ class Loader:
 
     def __init__(self, source: Source, order: SampleOrder, config: LoaderConfig) -> None:
         self._source = source
-        self._order = order
+        self.order = order
         self._config = config
         self._augment = AUGMENTATIONS[config.augment]
         self._decoders = ThreadPoolExecutor(max(1, config.threads), thread_name_prefix="decode")
-        self._fetchers = ThreadPoolExecutor(2, thread_name_prefix="fetch")
+        self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._lock = threading.Lock()
         self.bad_records = 0
         self.samples_read = 0
         self._resized = False
 
     @property
+    def batch_size(self) -> int:
+        """B, samples of one logical worker in a step."""
+        return self._config.batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch."""
-        return self._order.samples_per_worker // self._config.batch_size
+        return self.order.samples_per_worker // self._config.batch_size
 
     def steps(self, epoch: int, first: int, workers: Sequence[int]) -> Iterator[list[Batch]]:
         """The steps ``first``.. of an epoch: a list of one batch for each of ``workers``.
@@ -76,7 +83,8 @@ class Loader:
         Raises:
             RecordError: too many records are unreadable, or a label is out of range.
         """
-        streams = {worker: _Stream(self._source, self._order, epoch, worker, self._fetchers) for worker in workers}
+        start = first * self._config.batch_size
+        streams = {w: WindowStream(self._source, self.order, epoch, w, self._fetchers, start) for w in workers}
         specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
         pending: deque[Future[Batch]] = deque()
         batches: list[Batch] = []
@@ -98,13 +106,15 @@ class Loader:
         finally:
             for future in pending:
                 future.cancel()
+            for stream in streams.values():
+                stream.close()
 
     def close(self) -> None:
         """Stop the threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
-    def _make_batch(self, stream: _Stream, epoch: int, step: int) -> Batch:
+    def _make_batch(self, stream: WindowStream, epoch: int, step: int) -> Batch:
         config = self._config
         start = step * config.batch_size
         positions, records = stream.read(start, start + config.batch_size)
@@ -172,38 +182,3 @@ class Loader:
 
 class MisfitError(RecordError):
     """A record that is sound, but does not fit the run: never skipped."""
-
-
-class _Stream:
-    """The undecoded records of one logical worker in one epoch; holds the windows that are being read."""
-
-    def __init__(self, source: Source, order: SampleOrder, epoch: int, worker: int, pool: ThreadPoolExecutor) -> None:
-        self._source, self._order, self._epoch, self._worker, self._pool = source, order, epoch, worker, pool
-        self._windows: dict[int, Future[tuple[NDArray[np.int64], list[bytes]]]] = {}
-        self._lock = threading.Lock()
-
-    def read(self, start: int, stop: int) -> tuple[NDArray[np.int64], list[bytes]]:
-        """Positions and records of the samples ``start..stop`` of the stretch."""
-        size = self._order.window_records
-        positions: list[NDArray[np.int64]] = []
-        records: list[bytes] = []
-        for number in range(start // size, -(-stop // size)):
-            window_positions, window_records = self._window(number).result()
-            first, last = max(0, start - number * size), min(len(window_records), stop - number * size)
-            positions.append(window_positions[first:last])
-            records += window_records[first:last]
-            if last > size // 2:
-                self._window(number + 1)  # fetched while the second half is trained
-        return np.concatenate(positions), records
-
-    def _window(self, number: int) -> Future[tuple[NDArray[np.int64], list[bytes]]]:
-        with self._lock:
-            if number not in self._windows and number < self._order.window_count():
-                self._windows[number] = self._pool.submit(self._fetch, number)
-                for old in [n for n in self._windows if n < number - 1]:
-                    del self._windows[old]
-            return self._windows.get(number) or Future()
-
-    def _fetch(self, number: int) -> tuple[NDArray[np.int64], list[bytes]]:
-        positions = self._order.window(self._epoch, self._worker, number)
-        return positions, self._source.read(positions)

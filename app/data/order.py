@@ -4,8 +4,10 @@ The processes that happen to run do not enter it, so the order is the same after
 
 A file is cut into blocks of neighbouring records, the unit of a ranged read. An epoch permutes the blocks and deals
 their records, as one long line, to the logical workers: an equal stretch for each. A worker shuffles its stretch in
-windows. So a process reads only its own workers' blocks, holds one window of them, and two samples of one identity,
-which lie side by side in the file, end up far apart. State is O(blocks), and any position is found without replay.
+windows. So a process reads only its own workers' blocks, holds about one window of them, and two samples of one
+identity, which lie side by side in the file, end up far apart. The first windows of a stretch are small and each twice
+as long as the one before, so that the first batch needs a few MB and not a whole window. State is O(blocks), and any
+position is found without replay.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from app.seeds import numpy_stream
 
+FIRST_WINDOW_BYTES = 8 << 20
+
 
 @dataclass(frozen=True)
 class SampleOrder:
@@ -28,6 +32,7 @@ class SampleOrder:
         logical_workers: L, streams that are read side by side.
         block_records: neighbouring records that are fetched together; 1 gives a uniform permutation.
         window_records: records that one worker shuffles together.
+        first_window: records of a stretch's first window; 0: windows do not grow.
         shuffle: False leaves the file's order.
     """
 
@@ -37,47 +42,77 @@ class SampleOrder:
     window_records: int
     seed: int = 0
     shuffle: bool = True
+    first_window: int = 0
 
     @property
     def samples_per_worker(self) -> int:
         """Samples of one logical worker in an epoch; N mod L samples, other ones each epoch, are left out."""
         return self.num_samples // self.logical_workers
 
+    @property
+    def _growing(self) -> tuple[int, int]:
+        """How many windows are shorter than the rest, and the records in all of them."""
+        first = self.first_window
+        if not 0 < first < self.window_records:
+            return 0, 0
+        count = (-(-self.window_records // first) - 1).bit_length()  # the least k with first * 2**k >= window_records
+        return count, first * ((1 << count) - 1)
+
+    def window_start(self, number: int) -> int:
+        """Where a window begins in its worker's stretch; for the number behind the last one, where the stretch ends."""
+        count, records = self._growing
+        start = self.first_window * ((1 << number) - 1) if number < count else records
+        start += max(0, number - count) * self.window_records
+        return min(start, self.samples_per_worker)
+
+    def window_at(self, offset: int) -> int:
+        """Number of the window that holds a sample of the stretch."""
+        count, records = self._growing
+        if offset < records:
+            return (offset // self.first_window + 1).bit_length() - 1
+        return count + (offset - records) // self.window_records
+
     def window_count(self) -> int:
         """Windows of one logical worker in an epoch."""
-        return -(-self.samples_per_worker // self.window_records)
+        return self.window_at(self.samples_per_worker - 1) + 1 if self.samples_per_worker else 0
 
     def window(self, epoch: int, worker: int, number: int) -> NDArray[np.int64]:
-        """Sample positions of one window in training order, int64 [window_records] (the last one may be shorter)."""
-        stretch = self.samples_per_worker
-        start = worker * stretch + number * self.window_records
-        stop = min(start + self.window_records, (worker + 1) * stretch)
-        samples = self._line(epoch, start, stop)
+        """Sample positions of one window in training order, int64 [up to window_records]."""
+        samples = _join(self.pieces(epoch, worker, number))
         if self.shuffle:
             numpy_stream(self.seed, "order.window", epoch, worker, number).shuffle(samples)
         return samples
 
-    def slice(self, epoch: int, worker: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Sample positions ``start..stop`` of one worker's stretch in training order, int64 [stop - start]."""
-        numbers = range(start // self.window_records, -(-stop // self.window_records))
-        windows = [self.window(epoch, worker, number) for number in numbers]
-        if not windows:
-            return np.empty(0, dtype=np.int64)
-        first = start - numbers[0] * self.window_records
-        return np.concatenate(windows)[first : first + stop - start]
-
-    def _line(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
-        """Samples ``start..stop`` of the line of permuted blocks."""
+    def pieces(self, epoch: int, worker: int, number: int) -> NDArray[np.int64]:
+        """The blocks of a window, cut where they reach beyond it: half-open ranges of positions, int64 [pieces, 2]."""
+        base = worker * self.samples_per_worker
+        start, stop = base + self.window_start(number), base + self.window_start(number + 1)
         blocks, ends = _permuted_blocks(self, epoch)
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, stop, side="left"))
-        pieces = [self._block(int(block)) for block in blocks[first : last + 1]]
-        begin = start - (int(ends[first - 1]) if first else 0)
-        return np.concatenate(pieces)[begin : begin + stop - start]
+        begins = blocks[first : last + 1] * self.block_records
+        pieces = np.stack([begins, np.minimum(begins + self.block_records, self.num_samples)], axis=1)
+        if len(pieces):
+            # The line's place of the last piece's end, before the first piece is cut.
+            pieces[-1, 1] -= int(ends[min(last, len(ends) - 1)]) - stop
+            pieces[0, 0] += start - (int(ends[first - 1]) if first else 0)
+        return pieces[pieces[:, 1] > pieces[:, 0]]
 
-    def _block(self, block: int) -> NDArray[np.int64]:
-        start = block * self.block_records
-        return np.arange(start, min(start + self.block_records, self.num_samples), dtype=np.int64)
+    def slice(self, epoch: int, worker: int, start: int, stop: int) -> NDArray[np.int64]:
+        """Sample positions ``start..stop`` of one worker's stretch in training order, int64 [stop - start]."""
+        if start >= stop:
+            return np.empty(0, dtype=np.int64)
+        numbers = range(self.window_at(start), self.window_at(stop - 1) + 1)
+        windows = [self.window(epoch, worker, number) for number in numbers]
+        first = start - self.window_start(numbers[0])
+        return np.concatenate(windows)[first : first + stop - start]
+
+
+def _join(pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All positions of half-open ranges, one range after the other."""
+    lengths = pieces[:, 1] - pieces[:, 0]
+    ends = np.cumsum(lengths)
+    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(pieces[:, 0] - (ends - lengths), lengths)
 
 
 @lru_cache(maxsize=2)
@@ -100,21 +135,48 @@ def make_order(
     seed: int,
     shuffle: str = "window",
     window: int = 0,
-    block_bytes: int = 8 << 20,
+    window_bytes: int = 256 << 20,
+    block_bytes: int = 1 << 20,
 ) -> SampleOrder:
     """Choose block and window for a dataset.
 
     Args:
         record_bytes: mean size of a record in bytes.
         shuffle: ``full`` (uniform permutation, one record a block), ``window`` or ``none``.
-        window: records in the shuffle windows of all workers together; 0 means 4 million.
+        window: records in the shuffle windows of all workers together; 0 means ``window_bytes`` for each worker.
         block_bytes: size of one ranged read. A small dataset gets smaller blocks, at least 64 for each worker:
             otherwise a worker would see few identities an epoch.
     """
     per_worker = max(1, num_samples // logical_workers)
-    block = max(1, min(int(block_bytes / max(1.0, record_bytes)), per_worker // 64))
+    record_bytes = max(1.0, record_bytes)
+    block = max(1, min(int(block_bytes / record_bytes), per_worker // 64))
     if shuffle == "full":
-        block, window_records = 1, per_worker
-    else:
-        window_records = min(per_worker, max(1, (window or 4_000_000) // logical_workers))
-    return SampleOrder(num_samples, logical_workers, block, window_records, seed, shuffle != "none")
+        return SampleOrder(num_samples, logical_workers, 1, per_worker, seed)
+    wanted = window // logical_workers if window else int(window_bytes / record_bytes)
+    window_records = min(per_worker, max(1, wanted))
+    first = min(window_records, max(8 * block, int(FIRST_WINDOW_BYTES / record_bytes)))
+    return SampleOrder(num_samples, logical_workers, block, window_records, seed, shuffle != "none", first)
+
+
+def expected_pairs(order: SampleOrder, batch_size: int, num_classes: int) -> tuple[float, float]:
+    """Same-identity pairs to expect in a global batch, by this order and by a uniform shuffle.
+
+    Identities are taken as runs of m = N / C neighbouring records. Two records at distance d < m lie in one block with
+    probability s = max(0, 1 - d / block); they then share a window of W records, and are trained in one step with
+    probability B / W. Else they meet as any two records do, with probability G / N. There are C (m - d) such pairs and
+    N / G steps. First, shorter windows are left out of account.
+
+    Args:
+        batch_size: B, samples of one logical worker in a step; G = B times the workers.
+        num_classes: C.
+    """
+    total, run = order.num_samples, order.num_samples / max(1, num_classes)
+    batch = batch_size * order.logical_workers
+    uniform = batch * (batch - 1) / 2 * max(0.0, run - 1) / max(1, total - 1)
+    if not order.shuffle or run <= 1:
+        return uniform, uniform
+    distance = np.arange(1, max(2, int(np.ceil(run))))
+    pairs = num_classes * np.maximum(0.0, run - distance)
+    together = np.maximum(0.0, 1 - distance / order.block_records)
+    meet = together * min(1.0, batch_size / order.window_records) + (1 - together) * batch / total
+    return float((pairs * meet).sum() * batch / total), uniform

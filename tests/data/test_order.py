@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.data.order import SampleOrder, make_order
+from app.data.order import SampleOrder, expected_pairs, make_order
+from app.data.window import WindowStream
+from app.training.plan import ElasticPlan
 
+_unhurried = settings(deadline=None, max_examples=60)  # other tests share the processor
 _orders = st.builds(
     SampleOrder,
     num_samples=st.integers(8, 300),
@@ -16,6 +24,7 @@ _orders = st.builds(
     window_records=st.integers(1, 50),
     seed=st.integers(0, 5),
     shuffle=st.booleans(),
+    first_window=st.integers(0, 60),
 )
 
 
@@ -23,6 +32,7 @@ def _epoch(order: SampleOrder, epoch: int) -> list[np.ndarray]:
     return [order.slice(epoch, w, 0, order.samples_per_worker) for w in range(order.logical_workers)]
 
 
+@_unhurried
 @given(_orders, st.integers(0, 3))
 def test_an_epoch_trains_each_sample_at_most_once_and_leaves_out_fewer_than_the_workers(
     order: SampleOrder, epoch: int
@@ -34,6 +44,7 @@ def test_an_epoch_trains_each_sample_at_most_once_and_leaves_out_fewer_than_the_
     assert seen.max() < order.num_samples
 
 
+@_unhurried
 @given(_orders, st.data())
 def test_any_slice_is_found_without_replay(order: SampleOrder, data: st.DataObject) -> None:
     worker = data.draw(st.integers(0, order.logical_workers - 1))
@@ -67,6 +78,93 @@ def test_neighbours_in_the_file_are_spread() -> None:
         _, counts = np.unique(streams[:, step * 128 : (step + 1) * 128] // 50, return_counts=True)
         pairs.append((counts * (counts - 1) // 2).sum())
     assert 0.9 * uniform < np.mean(pairs) < 1.2 * uniform
+
+
+@_unhurried
+@given(_orders)
+def test_windows_tile_the_stretch_and_grow_to_their_size(order: SampleOrder) -> None:
+    starts = [order.window_start(number) for number in range(order.window_count() + 1)]
+    assert starts[0] == 0
+    assert starts[-1] == order.samples_per_worker
+    sizes = np.diff(starts)
+    assert (sizes > 0).all()
+    assert sizes.max() <= order.window_records
+    for number, (start, stop) in enumerate(pairwise(starts)):
+        assert {order.window_at(offset) for offset in range(start, stop)} == {number}
+    if 0 < order.first_window < order.window_records:
+        grown = [min(order.first_window << k, order.window_records) for k in range(len(sizes))]
+        assert sizes[:-1].tolist() == grown[:-1]
+
+
+@_unhurried
+@given(_orders, st.integers(1, 9), st.data())
+def test_processes_and_stops_do_not_enter_the_order(order: SampleOrder, batch: int, data: st.DataObject) -> None:
+    """Any number of processes, started at any step and stopped at any other, trains the sequence of one."""
+    steps = order.samples_per_worker // batch
+    whole = [
+        [order.slice(0, w, s * batch, (s + 1) * batch) for w in range(order.logical_workers)] for s in range(steps)
+    ]
+    step = 0
+    while step < steps:
+        stop = data.draw(st.integers(step + 1, steps))
+        world = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8) if n <= order.logical_workers]))
+        shares = [ElasticPlan(order.logical_workers, world).share(rank) for rank in range(world)]
+        with ThreadPoolExecutor(2) as pool:
+            streams = [WindowStream(_Numbers(), order, 0, w, pool, step * batch) for share in shares for w in share]
+            for now in range(step, stop):
+                read = [stream.read(now * batch, (now + 1) * batch) for stream in streams]
+                assert [positions.tolist() for positions, _ in read] == [part.tolist() for part in whole[now]]
+                assert [list(map(int, records)) for _, records in read] == [part.tolist() for part in whole[now]]
+        step = stop
+
+
+class _Numbers:
+    """A source whose records are their positions."""
+
+    def read(self, positions: np.ndarray) -> list[bytes]:
+        return [str(position).encode() for position in positions.tolist()]
+
+
+def test_memory_stays_below_one_and_a_half_windows_and_every_record_is_fetched_once() -> None:
+    order = SampleOrder(40_000, 1, 20, 4000, first_window=100)
+    held = most = fetched = 0
+
+    class Counting(_Numbers):
+        def read(self, positions: np.ndarray) -> list[bytes]:
+            nonlocal held, most, fetched
+            held, fetched = held + len(positions), fetched + len(positions)
+            most = max(most, held)
+            return super().read(positions)
+
+    class Now:
+        """A pool that does all it may at once: the worst case for memory."""
+
+        def submit(self, function: Callable[..., None], *arguments: object) -> Future[None]:
+            future: Future[None] = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    stream = WindowStream(Counting(), order, 0, 0, Now())  # type: ignore[arg-type]
+    stream.read(0, 50)
+    assert fetched <= 100 + 200
+    held -= 50
+    for start in range(50, 40_000, 50):
+        held -= len(stream.read(start, start + 50)[1])
+    assert (held, fetched) == (0, 40_000)
+    assert most <= 1.5 * order.window_records
+
+
+@pytest.mark.parametrize(("block", "window"), [(100, 2000), (10, 2000), (100, 25_000)])
+def test_the_expected_pairs_are_those_of_the_order(block: int, window: int) -> None:
+    order = SampleOrder(50_000, 2, block, window, seed=3)
+    streams = np.stack(_epoch(order, 0)) // 50
+    counted = []
+    for step in range(streams.shape[1] // 64):
+        _, counts = np.unique(streams[:, step * 64 : (step + 1) * 64], return_counts=True)
+        counted.append((counts * (counts - 1) // 2).sum())
+    pairs, uniform = expected_pairs(order, 64, 1000)
+    assert abs(np.mean(counted) - pairs) < 6 * np.std(counted) / np.sqrt(len(counted)) + 0.03 * pairs
+    assert pairs > uniform * 0.95
 
 
 def test_full_shuffle_is_uniform_in_blocks_of_one() -> None:
