@@ -28,7 +28,7 @@ class DataConfig:
     window_mb: float = setting(
         256.0, "encoded records that one logical worker shuffles together, MiB; it holds up to 1.5 times that", above=0
     )
-    block_mb: float = setting(1.0, "size of one ranged read, MiB", above=0)
+    block_mb: float = setting(0.5, "size of one ranged read, MiB", above=0)
     augment: str = setting(
         "flip",
         "reference adds downscale, blur and grey to flip; small adds rotation, shift and light",

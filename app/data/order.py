@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from app.seeds import numpy_stream
 
-FIRST_WINDOW_BYTES = 8 << 20
+FIRST_WINDOW_BYTES = 16 << 20
+SMALL_WINDOW_BYTES = 64 << 20  # a window that is read in a moment need not grow to its size
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def make_order(
     shuffle: str = "window",
     window: int = 0,
     window_bytes: int = 256 << 20,
-    block_bytes: int = 1 << 20,
+    block_bytes: int = 512 << 10,
 ) -> SampleOrder:
     """Choose block and window for a dataset.
 
@@ -144,17 +145,19 @@ def make_order(
         record_bytes: mean size of a record in bytes.
         shuffle: ``full`` (uniform permutation, one record a block), ``window`` or ``none``.
         window: records in the shuffle windows of all workers together; 0 means ``window_bytes`` for each worker.
-        block_bytes: size of one ranged read. A small dataset gets smaller blocks, at least 64 for each worker:
+        block_bytes: size of one ranged read. A small dataset gets smaller blocks, at least 256 for each worker:
             otherwise a worker would see few identities an epoch.
     """
     per_worker = max(1, num_samples // logical_workers)
     record_bytes = max(1.0, record_bytes)
-    block = max(1, min(int(block_bytes / record_bytes), per_worker // 64))
+    block = max(1, min(int(block_bytes / record_bytes), per_worker // 256))
     if shuffle == "full":
         return SampleOrder(num_samples, logical_workers, 1, per_worker, seed)
     wanted = window // logical_workers if window else int(window_bytes / record_bytes)
     window_records = min(per_worker, max(1, wanted))
     first = min(window_records, max(8 * block, int(FIRST_WINDOW_BYTES / record_bytes)))
+    if window_records * record_bytes <= SMALL_WINDOW_BYTES:
+        first = 0
     return SampleOrder(num_samples, logical_workers, block, window_records, seed, shuffle != "none", first)
 
 
