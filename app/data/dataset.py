@@ -1,11 +1,10 @@
 """A dataset folder: ``train.rec``, ``train.idx`` and, optionally, ``property``, at any fsspec URL.
 
-Only the index and the header record are read to open it; see ``reader.py`` for the images.
+Only the index, the first and the last record are read to open it; see ``reader.py`` for the images.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass, field
 
@@ -13,18 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
+from app.data.index import RecordIndex, index_folder, open_index
 from app.data.record_writer import index_url
-from app.data.recordio import RecordError, unpack_image, unpack_record
+from app.data.recordio import ImageHeader, RecordError, unpack_image, unpack_record
 from app.storage import ObjectInfo
 
-
-@dataclass(frozen=True)
-class RecordIndex:
-    """Where each record of a file lies, in file order: ``keys``, ``starts``, ``stops`` are int64 [R], bytes."""
-
-    keys: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    stops: NDArray[np.int64]
+_Slots = slice | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,7 @@ class Dataset:
 
     ``num_classes`` is 0 when neither identity records nor a ``property`` file tell it. ``identity_starts`` and
     ``identity_stops`` are where the identity records lie, in class order; empty where there is not one for every class.
+    The arrays are int64 and may be mapped from a file that all processes of the node share.
     """
 
     url: str
@@ -41,7 +35,7 @@ class Dataset:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     num_classes: int
-    tag: str = ""  # identity of the content: sizes and a hash of the index, the store's ETag where it has one
+    tag: str = ""  # identity of the content: size and a hash of the index, and the store's ETag where it has one
     identity_starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     identity_stops: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
@@ -50,45 +44,12 @@ class Dataset:
 
     @property
     def record_bytes(self) -> float:
-        """Mean size of an image record in bytes."""
-        return float((self.stops - self.starts).mean())
-
-
-def parse_index(url: str, text: bytes, file_size: int) -> RecordIndex:
-    """Read the lines ``key\\toffset`` of an ``.idx`` file.
-
-    Args:
-        url: for messages.
-        text: the file's content.
-        file_size: bytes of the ``.rec`` file, where the last record ends.
-
-    Raises:
-        RecordError: a line is not two whole numbers, or an offset repeats or lies outside the ``.rec`` file.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DeprecationWarning)
-            numbers = np.fromstring(text.decode("ascii"), dtype=np.int64, sep=" ")
-    except (ValueError, DeprecationWarning) as error:
-        raise RecordError(f"{url}: not an index of lines 'key<TAB>offset': make it again from the .rec file") from error
-    if len(numbers) == 0 or len(numbers) % 2:
-        what = "is empty" if len(numbers) == 0 else "ends inside a line"
-        raise RecordError(f"{url}: the index {what}: upload it again")
-    keys, starts = numbers[0::2], numbers[1::2]
-    order = np.argsort(starts, kind="stable")
-    keys, starts = keys[order], starts[order]
-    stops = np.append(starts[1:], file_size)
-    if starts[0] < 0 or np.any(stops - starts < 8):
-        bad = int(np.argmax((stops - starts < 8) | (starts < 0)))
-        raise RecordError(
-            f"{url}: key {keys[bad]} at byte {starts[bad]} leaves no room for a record before byte {stops[bad]}: the "
-            f"index does not belong to this .rec file of {file_size} bytes, or the .rec file is truncated"
-        )
-    return RecordIndex(keys, starts, stops)
+        """Mean size of an image record in bytes, without touching the whole index."""
+        return float(self.stops[-1] - self.starts[0]) / len(self)
 
 
 def open_dataset(folder: str) -> Dataset:
-    """Open the dataset at a folder URL.
+    """Open the dataset at a folder URL. An index that is missing is made again from the records, and kept.
 
     Raises:
         StorageError: ``train.rec`` or ``train.idx`` cannot be read.
@@ -96,26 +57,70 @@ def open_dataset(folder: str) -> Dataset:
     """
     url = storage.join(folder, "train.rec")
     identity = storage.info(url)
-    text = storage.read_bytes(index_url(url))
-    index = parse_index(index_url(url), text, identity.size)
-    first = int(np.argmin(index.keys))
-    data, _ = _read_record(url, int(index.starts[first]), int(index.stops[first]))
-    header, _ = unpack_image(data)
-    if header.is_array and index.keys[first] == 0 and len(header.labels) == 2:
-        # insightface's layout: image keys are 1..N, behind them one record an identity.
-        stop_image, stop_identity = (int(value) for value in header.labels)
-        chosen = (index.keys >= 1) & (index.keys < stop_image)
-        num_classes = stop_identity - stop_image
-        if int(chosen.sum()) != stop_image - 1:
-            raise RecordError(f"{url}: the header announces {stop_image - 1} images, the index has {int(chosen.sum())}")
-    else:
-        chosen, num_classes, stop_image = np.ones(len(index.keys), dtype=bool), 0, 0
-    if not chosen.any():
+    index = open_index(identity, index_url(url), folder=index_folder())
+    images, identities, num_classes = _find_images(url, index)
+    starts, stops = index.bounds[:-1], index.bounds[1:]
+    keys = index.keys[images]
+    if not len(keys):
         raise RecordError(f"{url}: the dataset holds no image: prepare it again")
     num_classes = num_classes or _classes_of_property(storage.join(folder, "property"))
-    images = (index.keys[chosen], index.starts[chosen], index.stops[chosen])
-    tag = content_tag(identity, hashlib.sha256(text).hexdigest())
-    return Dataset(url, identity, *images, num_classes, tag, *_identity_records(index, stop_image, num_classes))
+    return Dataset(
+        *(url, identity, keys, starts[images], stops[images], num_classes),
+        *(content_tag(identity, index.hash), starts[identities], stops[identities]),
+    )
+
+
+def _find_images(url: str, index: RecordIndex) -> tuple[_Slots, _Slots, int]:
+    """Which records are images, which are identities in class order, and how many classes these tell of (0: unknown).
+
+    insightface's layout: record 0 holds (N+1, N+1+C), keys 1..N are images, keys N+1..N+C one record an identity. Other
+    tools write images only, with or without a key 0.
+    """
+    first_key = int(index.keys[0]) if index.ascending else int(index.keys.min())
+    header, image = _read_record(url, index, first_key)
+    none = slice(0, 0)
+    if header.is_array and first_key == 0 and len(header.labels) == 2 and not image:
+        begin, end = (int(value) for value in header.labels)
+        images, identities = _with_keys(index, 1, begin), _with_keys(index, begin, end)
+        count, people = len(index.keys[images]), len(index.keys[identities])
+        # face2rec2 leaves out pictures that it cannot read, and its header counts them all the same.
+        if count != begin - 1:
+            problem = f"{url}: the header announces {begin - 1} images, the index has {count}"
+            if people != end - begin or not count:
+                raise RecordError(f"{problem}: the index is incomplete; delete it, and it is made again")
+            warnings.warn(f"{problem}: the others were left out when the file was written", stacklevel=2)
+        return images, identities if people == end - begin else none, end - begin
+    begin, end = _bare_identities(url, index, first_key)
+    if end > begin:
+        return _with_keys(index, first_key, begin), _with_keys(index, begin, end), end - begin
+    return slice(0, len(index.keys)), none, 0
+
+
+def _bare_identities(url: str, index: RecordIndex, first_key: int) -> tuple[int, int]:
+    """Keys of identity records behind the images of a file that lost its header; empty where there are none."""
+    last = int(index.keys[-1]) if index.ascending else int(index.keys.max())
+
+    def is_identity(key: int) -> bool:
+        header, image = _read_record(url, index, key)
+        return header.is_array and len(header.labels) == 2 and not image
+
+    # Only keys without gaps can be halved; the first record is an image, or there is nothing to train.
+    if not index.ascending or last - first_key + 1 != len(index.keys) or first_key == last or not is_identity(last):
+        return 0, 0
+    low, high = first_key, last  # low: an image; high: an identity
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_identity(middle) else (middle, high)
+    return high, last + 1
+
+
+def _with_keys(index: RecordIndex, first: int, stop: int) -> _Slots:
+    """The records with keys ``first..stop``, in the order of the file where keys ascend with it, else of the keys."""
+    if index.ascending:
+        low, high = np.searchsorted(index.keys, [first, stop])
+        return slice(int(low), int(high))
+    chosen = np.flatnonzero((index.keys >= first) & (index.keys < stop))
+    return chosen[np.argsort(index.keys[chosen], kind="stable")]
 
 
 def content_tag(identity: ObjectInfo, index_hash: str) -> str:
@@ -127,25 +132,18 @@ def content_tag(identity: ObjectInfo, index_hash: str) -> str:
     return "-".join(filter(None, [str(identity.size), index_hash[:32], etag]))
 
 
-def _identity_records(index: RecordIndex, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and stops of the records with keys ``first .. first + count - 1``; nothing where one is missing."""
-    chosen = np.flatnonzero((index.keys >= first) & (index.keys < first + count))
-    in_order = chosen[np.argsort(index.keys[chosen], kind="stable")]
-    if first == 0 or not np.array_equal(index.keys[in_order], np.arange(first, first + count)):
-        in_order = in_order[:0]
-    return index.starts[in_order], index.stops[in_order]
-
-
-def _read_record(url: str, start: int, stop: int) -> tuple[bytes, int]:
+def _read_record(url: str, index: RecordIndex, key: int) -> tuple[ImageHeader, bytes]:
+    found = int(np.searchsorted(index.keys, key)) if index.ascending else int(np.argmax(index.keys == key))
+    start, stop = int(index.bounds[found]), int(index.bounds[found + 1])
     try:
-        return unpack_record(storage.read_range(url, start, stop))
+        return unpack_image(unpack_record(storage.read_range(url, start, stop))[0])
     except RecordError as error:
         raise RecordError(f"{url}: bytes {start}-{stop}: {error}") from error
 
 
 def _classes_of_property(url: str) -> int:
     """The class count of a ``property`` file (``classes,height,width``), or 0 without one."""
-    if not storage.exists(url, optional=True):
+    if not storage.exists(url):
         return 0
     text = storage.read_bytes(url).decode("ascii", "replace")
     try:

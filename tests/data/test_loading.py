@@ -101,13 +101,6 @@ def test_images_of_another_size_are_resized_with_a_warning_or_refused(tmp_path: 
         flat(make_loader(str(tmp_path), resize="refuse").steps(0, 0, [0, 1]))
 
 
-def test_a_dataset_without_index_is_told(folder: str) -> None:
-    filesystem, path = storage.open_filesystem(storage.join(folder, "train.idx"))
-    filesystem.rm_file(path)
-    with pytest.raises(StorageError, match=r"train\.idx.*does not exist"):
-        open_dataset(folder)
-
-
 def test_a_truncated_rec_is_refused_when_opened(folder: str) -> None:
     url = storage.join(folder, "train.rec")
     storage.write_bytes(url, storage.read_bytes(url)[:5000])
@@ -124,7 +117,13 @@ def test_a_rec_truncated_after_opening_is_told(folder: str) -> None:
 
 @pytest.mark.parametrize(
     ("index", "message"),
-    [(b"", "is empty"), (b"0\t0\n1", "inside a line"), (b"0\tx\n", "not an index"), (b"0\t0\n1\t4\n", "no room")],
+    [
+        (b"", "is empty"),
+        (b"0\t0\n1", "inside a line"),
+        (b"0\tx\n", "not an index"),
+        (b"0\t0\n1\t4\n", "no room"),
+        (b"0 0 extra words\n", "not an index"),
+    ],
 )
 def test_a_damaged_index_is_told(tmp_path: Path, index: bytes, message: str) -> None:
     write_dataset(str(tmp_path))
