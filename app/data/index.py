@@ -1,8 +1,8 @@
 """Where the records of a ``.rec`` file lie: its ``.idx`` read once a node, or made again by scanning the records.
 
 The first process of a node parses the index in pieces and leaves two int64 arrays in a folder of local files; all
-others map them. A file is told by URL, size and version tag, so that a new upload is parsed anew. Where no folder can be
-written, each process holds the arrays itself.
+others map them. A file is told by URL, size and version tag, so that a new upload is parsed anew. Where no folder can
+be written, each process holds the arrays itself.
 """
 
 from __future__ import annotations

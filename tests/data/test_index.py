@@ -90,7 +90,7 @@ def test_scanning_follows_parts_and_chunk_borders(tmp_path: Path, monkeypatch: p
     assert scanned.ravel().tolist() == list(map(int, lines))
     data = (tmp_path / "train.rec").read_bytes()
     (tmp_path / "train.rec").write_bytes(data[:-20])
-    with pytest.raises(RecordError, match="damaged or truncated|cut off"):
+    with pytest.raises(RecordError, match=r"damaged or truncated|cut off"):
         scan_records(storage.info(str(tmp_path / "train.rec")))
 
 
