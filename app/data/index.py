@@ -71,7 +71,7 @@ def open_index(record: ObjectInfo, url: str, *, folder: Path | None = None) -> R
     try:
         text = storage.info(url)
     except StorageError as error:
-        if error.transient or not _is_missing(error):
+        if error.kind != "absent":
             raise
         text = None
     if folder is None:
@@ -87,10 +87,6 @@ def open_index(record: ObjectInfo, url: str, *, folder: Path | None = None) -> R
         warnings.warn(f"{folder}: no shared index ({error}): every process holds its own", stacklevel=2)
         return _make(record, url, text, None)
     return _load(path)
-
-
-def _is_missing(error: StorageError) -> bool:
-    return isinstance(error.__cause__, FileNotFoundError) or "does not exist; check the URL" in str(error)
 
 
 def _publish(path: Path, record: ObjectInfo, url: str, text: ObjectInfo | None) -> RecordIndex:
