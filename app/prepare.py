@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from app import storage
-from app.data.prepare.folder import prepare_folder
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.orl import prepare_orl
-from app.data.prepare.pairs import prepare_pairs
+from app.data.prepare.pairs import draw_dataset_pairs, draw_folder_pairs, prepare_pairs
+from app.data.prepare.photograph import FITS
 from app.data.prepare.reorder import shuffle_dataset, split_dataset
-from app.data.prepare.tools import check_dataset, contact_sheet
+from app.data.prepare.sheet import contact_sheet
+from app.data.prepare.tools import check_dataset
 from app.errors import run_main
+from app.observe.progress import Progress, format_duration
+
+_NOT_ALIGNED = (
+    "warning: the faces are not aligned (no --landmarks). A model that was trained on aligned faces, as every "
+    "published one is, compares such pictures badly; one trained on them has to learn every position and tilt by itself"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -32,14 +42,61 @@ def _prepare(options: argparse.Namespace) -> str:
         people = {"train_people": options.train_people, "shuffle_people": options.shuffle_people}
         return prepare_orl(options.output, seed=options.seed, **people)
     if options.kind == "folder":
-        return prepare_folder(options.source, options.output, size=options.size, workers=options.workers)
+        return _prepare_folder(options)
     if options.kind == "pairs":
-        return prepare_pairs(options.source, options.pairs, options.output, size=options.size)
+        return _prepare_pairs(options)
     if options.kind == "shuffle":
         return shuffle_dataset(options.data, options.output, options.seed)
     if options.kind == "split":
-        return split_dataset(options.data, options.output, people=options.people, seed=options.seed)
+        return split_dataset(
+            options.data, options.output, people=options.people, seed=options.seed, pairs=options.pairs
+        )
     return contact_sheet(options.data, options.output, count=options.count, start=options.start)
+
+
+def _face(options: argparse.Namespace) -> FaceOptions:
+    return FaceOptions(options.size, fit=options.fit, landmarks=options.landmarks, several=options.several_faces)
+
+
+def _prepare_folder(options: argparse.Namespace) -> str:
+    started, last, progress = time.monotonic(), 0.0, Progress(0, enabled=True, out=sys.stderr)
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now, progress.total_steps = time.monotonic(), total
+        if now - last > (0.2 if progress.live else 10) or done == total:
+            last = now
+            left = format_duration((now - started) / done * (total - done))
+            progress.report(done, f"{done} of {total} photographs | ETA {left}")
+
+    face = _face(options)
+    chosen = FolderOptions(
+        face,
+        person=options.person,
+        min_images=options.min_images,
+        duplicates=options.duplicates,
+        strict=options.strict,
+        sheet=options.sheet,
+        workers=options.workers,
+    )
+    try:
+        text = prepare_folder(options.source, options.output, chosen, report)
+    finally:
+        progress.close()
+    if not face.landmarks:
+        print(_NOT_ALIGNED, file=sys.stderr)
+    return text
+
+
+def _prepare_pairs(options: argparse.Namespace) -> str:
+    if bool(options.source) == bool(options.data) or (options.pairs and options.data):
+        raise PrepareError("pairs: give --source FOLDER with or without --pairs LIST, or --data DATASET")
+    if options.data:
+        return draw_dataset_pairs(options.data, options.output, count=options.count, seed=options.seed)
+    face = _face(options)
+    if options.pairs:
+        return prepare_pairs(options.source, options.pairs, options.output, face)
+    return draw_folder_pairs(options.source, options.output, count=options.count, seed=options.seed, face=face)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -59,24 +116,53 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     orl.add_argument("--train-people", type=int, default=30)
     orl.add_argument("--seed", type=int, default=0, help="of the impostor pairs and of --shuffle-people")
     orl.add_argument("--shuffle-people", action="store_true", help="choose the people at random")
-    folder = kind("folder", "images, a subfolder a person, to .rec", ("--source", "URL of the images"), output)
-    folder.add_argument("--size", type=int, default=112, help="pixels")
+    folder = kind(
+        "folder", "photographs, a subfolder a person, to .rec", ("--source", "URL of the photographs"), output
+    )
+    _add_face_options(folder)
+    folder.add_argument("--person", choices=("first", "last"), default="first", help="the folder that names the person")
+    folder.add_argument("--min-images", type=int, default=1, help="leave people out who have fewer")
+    folder.add_argument(
+        "--duplicates", choices=("report", "drop"), default="report", help="drop: keep a person's first"
+    )
+    folder.add_argument("--strict", action="store_true", help="refuse to leave a file out")
+    folder.add_argument("--sheet", type=int, default=24, help="photographs on sheet.png, before and after; 0: none")
     folder.add_argument("--workers", type=int, default=8, help="threads that read and decode")
-    pairs = kind("pairs", "images and a list of pairs to a .bin set", ("--source", "URL of the images"))
-    pairs.add_argument("--pairs", required=True, help="URL of the list: 'image image 0|1' a line")
+    pairs = kind("pairs", "a .bin set from a list of pairs, or of pairs drawn from people who are not trained on")
+    pairs.add_argument("--source", default="", help="URL of the photographs")
+    pairs.add_argument("--data", default="", help="URL of a dataset instead")
+    pairs.add_argument("--pairs", default="", help="URL of the list: LFW's pairs.txt, or 'image image 0|1' a line")
     pairs.add_argument("--output", required=True, help="URL of the .bin file")
-    pairs.add_argument("--size", type=int, default=112, help="pixels")
+    pairs.add_argument(
+        "--count", type=int, default=0, help="pairs to draw without a list; 0: 6000, or as many as can be"
+    )
+    pairs.add_argument("--seed", type=int, default=0, help="of the draw")
+    _add_face_options(pairs)
     check = kind("check", "statistics and integrity of a dataset", data)
     check.add_argument("--no-decode", action="store_true", help="leave the images undecoded")
     shuffle = kind("shuffle", "the same records in a random order", data, output)
     shuffle.add_argument("--seed", type=int, default=0)
-    split = kind("split", "hold some people out", data, output)
+    split = kind(
+        "split", "hold some people out: a dataset of each part, and pairs of the people held out", data, output
+    )
     split.add_argument("--people", type=int, required=True, help="how many are held out")
+    split.add_argument("--pairs", type=int, default=0, help="in held-out.bin; 0: 6000, or as many as can be")
     split.add_argument("--seed", type=int, default=0)
     sheet = kind("sheet", "a picture of samples", data, ("--output", "URL of the PNG file"))
     sheet.add_argument("--count", type=int, default=50)
     sheet.add_argument("--start", type=int, default=0, help="position of the first")
     return parser.parse_args(arguments)
+
+
+def _add_face_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", type=int, default=112, help="pixels")
+    command.add_argument("--fit", choices=FITS, default="pad", help="how a picture that is not square becomes it")
+    command.add_argument(
+        "--landmarks", default="", help="URL of a CSV or JSON file of five points a face: align by them"
+    )
+    command.add_argument(
+        "--several-faces", choices=("largest", "refuse"), default="largest", help="refuse: leave the picture out"
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.errors import AppError
+
 FOLDS = 10
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 FAR_THRESHOLDS = np.arange(0, 4, 0.001)
+
+
+class PairsError(AppError):
+    """The pairs of a set cannot be judged; says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,24 @@ def fold_of_pairs(count: int, folds: int = FOLDS) -> NDArray[np.int64]:
     sizes = np.full(folds, count // folds)
     sizes[: count % folds] += 1
     return np.repeat(np.arange(folds), sizes)
+
+
+def check_pairs(issame: NDArray[np.bool_], name: str = "the set") -> None:
+    """Refuse pairs for which ten folds have no meaning: empty folds count as wrong, and one kind alone is always right.
+
+    Args:
+        issame: bool [P].
+        name: of the set, for the message.
+
+    Raises:
+        PairsError: there are fewer than ten pairs, or no genuine or no impostor ones.
+    """
+    count, genuine = len(issame), int(issame.sum())
+    if count < FOLDS:
+        raise PairsError(f"{name}: {count} pairs, but accuracy over {FOLDS} folds needs at least {FOLDS}: add pairs")
+    if genuine in (0, count):
+        kind, other = ("impostor", "genuine") if genuine == 0 else ("genuine", "impostor")
+        raise PairsError(f"{name}: all of its {count} pairs are {kind} pairs: add {other} pairs")
 
 
 def ten_fold_accuracy(
@@ -79,7 +103,12 @@ def tar_at_far(distances: NDArray[np.float64], issame: NDArray[np.bool_], far: f
 
 
 def verification_metrics(distances: NDArray[np.float64], issame: NDArray[np.bool_]) -> VerificationMetrics:
-    """All metrics of a set; see ``VerificationMetrics``."""
+    """All metrics of a set; see ``VerificationMetrics``.
+
+    Raises:
+        PairsError: see ``check_pairs``.
+    """
+    check_pairs(issame)
     accuracies, thresholds = ten_fold_accuracy(distances, issame)
     far, tar = roc_curve(distances, issame)
     impostors = int((~issame).sum())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from app.data.bin_sets import VerificationSet
 from app.data.pixels import normalise_
 from app.device import Device
-from app.evaluate.metrics import VerificationMetrics, verification_metrics
+from app.evaluate.metrics import VerificationMetrics, check_pairs, verification_metrics
 from app.world import World
 
 # Images uint8 [B, 3, S, S] -> embeddings float32 [B, D], not normalised.
@@ -92,6 +92,7 @@ def verify_set(
     pairs: VerificationSet, embed: Embed, *, image_size: int, batch_size: int, world: World | None = None
 ) -> SetResult:
     """Metrics of one set; with ``world`` its pairs are shared out over the ranks and all ranks get the result."""
+    check_pairs(pairs.issame, f"{pairs.name}.bin")
     if world is None or world.size == 1:
         distances, norms = embed_set(pairs, embed, image_size=image_size, batch_size=batch_size)
     else:

@@ -12,6 +12,7 @@ from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
 from app.device import dtype_of
+from app.evaluate.metrics import check_pairs
 from app.head.margins import build_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig
 from app.run_folder import build_model
@@ -113,4 +114,7 @@ def load_sets(recipe: Recipe) -> list[VerificationSet]:
     found = [url for url in urls if storage.exists(url, optional=True)]
     for url in sorted(set(urls) - set(found)):
         warnings.warn(f"no verification set {url}: it is left out", stacklevel=2)
-    return [load_set(url) for url in found]
+    sets = [load_set(url) for url in found]
+    for pairs in sets:
+        check_pairs(pairs.issame, f"{pairs.name}.bin")  # now rather than hours later
+    return sets

@@ -21,7 +21,7 @@ from app.elastic.signals import StopRequest
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
-from app.observe.progress import Progress, Speed, format_duration
+from app.observe.progress import Progress, Remaining, Speed, format_duration
 from app.run_folder import run_url, save_model
 from app.training.profile_window import profile_window
 from app.training.schedule import learning_rate
@@ -64,7 +64,7 @@ class Loop:
         self.global_batch = train.batch_size * self.trainer.plan.logical_workers
         self.progress = Progress(self.total_steps, enabled=self.world.rank == 0)
         self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
-        self._speed = Speed()
+        self._speed, self._remaining = Speed(), Remaining()
         self._rates: list[float] = []
         self._last_checkpoint = time.monotonic()
 
@@ -83,8 +83,11 @@ class Loop:
 
     def run(self) -> Outcome:
         """Train until the end or until a node is asked to stop."""
-        with self._profiler() as profiler:
-            outcome = self._run(profiler)
+        try:
+            with self._profiler() as profiler:
+                outcome = self._run(profiler)
+        finally:
+            self.progress.close()
         if self.checkpoints.busy:
             self._commit()
         return outcome
@@ -106,7 +109,7 @@ class Loop:
                 self.events.flush()
                 raise
             self.step += 1
-            self._speed.samples += self.global_batch
+            self._speed.add_step(self.global_batch, result.loss)
             if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:
                 self._report(result, lr)
             stopping = result.flags[0] > 0
@@ -148,7 +151,7 @@ class Loop:
             self.events.add(f"verification/{pairs.name}", self.step, **result.summary())
         self.trainer.backbone.train()
         self._keep_best()
-        self._speed.restart()
+        self._speed.restart_clock()
 
     def _keep_best(self) -> None:
         """Keep the backbone with the highest mean accuracy in best/, to be opened like a run folder."""
@@ -198,17 +201,18 @@ class Loop:
         speed, epoch = self._speed, (self.step - 1) // self.steps_per_epoch
         rate = speed.images_per_second
         self._rates.append(rate)
-        eta = (self.total_steps - self.step) * self.global_batch / max(rate, 1e-9)
+        eta = self._remaining.after(speed.steps, speed.seconds, self.total_steps - self.step)
         scale = f" | scale {self.trainer.loss_scale.scale:.0f}" if self.trainer.loss_scale.enabled else ""
         self.progress.report(
             self.step,
-            f"{rate:7.1f} img/s | loss {result.loss:8.4f} | lr {lr:.5f} | epoch {epoch} | step {self.step}{scale} | "
-            f"wait {speed.data_wait_share:4.0%} | ETA {format_duration(eta)}",
+            # What matters least stands last: a narrow terminal cuts it off.
+            f"{rate:7.1f} img/s | loss {speed.mean_loss:8.4f} | ETA {format_duration(eta)} | step {self.step} | "
+            f"lr {lr:.5f} | epoch {epoch} | wait {speed.data_wait_share:4.0%}{scale}",
         )
         self.events.add(
             "train",
             self.step,
-            loss=result.loss,
+            loss=speed.mean_loss,
             lr=lr,
             epoch=epoch,
             images_per_second=rate,
@@ -219,7 +223,7 @@ class Loop:
             bad_records=self.loader.bad_records,
         )
         self.metrics.step.set(self.step)
-        self.metrics.loss.set(result.loss)
+        self.metrics.loss.set(speed.mean_loss)
         self.metrics.learning_rate.set(lr)
         self.metrics.images_per_second.set(rate)
         self.metrics.data_wait_share.set(speed.data_wait_share)

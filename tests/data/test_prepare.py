@@ -15,8 +15,11 @@ from app.data.dataset import open_dataset
 from app.data.decode import decode_image, encode_jpeg
 from app.data.prepare import folder as folder_module
 from app.data.prepare import reorder
-from app.data.prepare.orl import PrepareError, prepare_orl
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.folder import FaceOptions, FolderOptions
+from app.data.prepare.orl import prepare_orl
 from app.data.prepare.reorder import shuffle_dataset
+from app.data.prepare.source import Source
 from app.data.prepare.tools import read_all
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.prepare import main
@@ -58,29 +61,38 @@ def test_a_stopped_preparation_goes_on_where_it_was(bucket_url: str, monkeypatch
     photographs(source)
     monkeypatch.setattr(folder_module, "_PART_IMAGES", 5)
     loaded: list[str] = []
-    load = folder_module._load
+    read = Source.read
 
-    def counting(url: str, size: int, quality: int) -> bytes:
-        loaded.append(url)
+    def counting(self: Source, name: str) -> bytes:
+        loaded.append(name)
         if len(loaded) == 8:
-            raise PrepareError("stopped")
-        return load(url, size, quality)
+            raise KeyboardInterrupt
+        return read(self, name)
 
-    monkeypatch.setattr(folder_module, "_load", counting)
-    with pytest.raises(PrepareError, match="stopped"):
-        folder_module.prepare_folder(source, output, workers=1)
+    monkeypatch.setattr(Source, "read", counting)
+    options = FolderOptions(workers=1, sheet=0)
+    with pytest.raises(KeyboardInterrupt):
+        folder_module.prepare_folder(source, output, options)
     first = len(loaded)
-    folder_module.prepare_folder(source, output, workers=1)
+    folder_module.prepare_folder(source, output, options)
     assert len(loaded) - first == 12 - 5  # the five of the first part are not read again
     assert len(contents(output)) == 12
 
 
-def test_an_unreadable_photograph_is_named(bucket_url: str) -> None:
-    storage.write_bytes(f"{bucket_url}/photos/p0/1.jpg", b"\xff\xd8 nothing")
-    with pytest.raises(PrepareError, match=r"p0/1\.jpg: unreadable JPEG"):
-        main(["folder", "--source", f"{bucket_url}/photos", "--output", f"{bucket_url}/set"])
-    with pytest.raises(PrepareError, match="no images there"):
-        main(["folder", "--source", f"{bucket_url}/nothing", "--output", f"{bucket_url}/set"])
+def test_a_stopped_preparation_with_other_options_or_files_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = str(tmp_path / "photos"), str(tmp_path / "set")
+    photographs(source)
+    monkeypatch.setattr(folder_module, "RecordWriter", None)  # stops when all parts are written
+    with pytest.raises(TypeError):
+        folder_module.prepare_folder(source, output, FolderOptions(FaceOptions(size=64)))
+    monkeypatch.undo()
+    replaced = encode_jpeg(np.zeros((112, 112, 3), dtype=np.uint8))
+    storage.write_bytes(f"{source}/p2/3.jpg", replaced)
+    folder_module.prepare_folder(source, output)
+    assert decode_image(contents(output)[0][1]).shape == (112, 112, 3)
+    assert contents(output)[-1][1] == replaced
 
 
 def test_check_finds_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import KFold
 
-from app.evaluate.metrics import roc_curve, tar_at_far, ten_fold_accuracy, verification_metrics
+from app.evaluate.metrics import PairsError, roc_curve, tar_at_far, ten_fold_accuracy, verification_metrics
 
 
 def scores(pairs: int, seed: int, *, rounded: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +67,22 @@ def test_a_far_finer_than_the_impostors_is_left_out() -> None:
     issame = np.tile([True, False], 50)
     metrics = verification_metrics(np.where(issame, 0.5, 2.0), issame)
     assert list(metrics.tar) == ["1e-1"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 9])
+def test_fewer_pairs_than_folds_are_refused_by_number(count: int) -> None:
+    issame = np.arange(count) % 2 == 0
+    with pytest.raises(PairsError, match=f"{count} pairs, but accuracy over 10 folds"):
+        verification_metrics(np.where(issame, 0.2, 1.8), issame)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_one_kind_of_pair_alone_is_refused(same: bool) -> None:
+    issame = np.full(20, same)
+    with pytest.raises(PairsError, match="all of its 20 pairs are " + ("genuine" if same else "impostor")):
+        verification_metrics(np.linspace(0.1, 0.5, 20), issame)
+
+
+def test_ten_separated_pairs_are_right() -> None:
+    issame = np.arange(10) % 2 == 0
+    assert verification_metrics(np.where(issame, 0.2, 1.8), issame).accuracy == 1.0

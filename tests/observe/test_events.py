@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import types
 from typing import Any
@@ -12,7 +11,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from app import storage
 from app.observe.events import EventError, EventLog, read_events
-from app.observe.progress import Progress, format_duration
 
 
 def test_events_of_all_attempts_are_read_in_order(bucket_url: str) -> None:
@@ -64,15 +62,3 @@ def test_wandb_gets_the_events_or_is_told_to_be_missing(bucket_url: str, monkeyp
     log.add("train", 3, loss=0.5)
     log.close()
     assert calls == [{"name": "run", "id": "run", "resume": "allow"}, ({"train/loss": 0.5}, 3), "finish"]
-
-
-def test_progress_is_lines_in_a_log_and_a_live_bar_on_a_terminal() -> None:
-    plain = io.StringIO()
-    Progress(10, enabled=True, out=plain).report(5, "x")
-    assert plain.getvalue() == "█" * 12 + "░" * 12 + "  50%  x\n"
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
-    Progress(10, enabled=True, out=terminal).report(10, "x")
-    assert terminal.getvalue().startswith("\r\x1b[K")
-    assert "\n" not in terminal.getvalue()
-    assert (format_duration(3725), format_duration(65)) == ("1h02m", "1m05s")

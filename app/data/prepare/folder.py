@@ -2,106 +2,304 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from app import storage
-from app.data.decode import decode_image, encode_jpeg, resize
-from app.data.prepare.orl import PrepareError
+from app.data.prepare.alignment import Landmarks, Several, align_face, read_landmarks
+from app.data.prepare.duplicates import Duplicate, difference_hash, find_duplicates
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.findings import Findings, Skipped
+from app.data.prepare.parts import Prepared, pack_part, unpack_part
+from app.data.prepare.photograph import (
+    ENDINGS,
+    Fit,
+    PhotographError,
+    ending,
+    fit_square,
+    is_ready,
+    is_system_file,
+    open_photograph,
+    to_jpeg,
+)
+from app.data.prepare.sheet import draw_before_and_after
+from app.data.prepare.source import Source, SourceFile, check_size
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import RecordError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _PART_IMAGES = 4096
+MAX_FILE_BYTES = 256 << 20
+_FEW_PEOPLE = "too few pictures"
+
+Report = Callable[[int, int], None]  # photographs done, of how many
 
 
-def list_people(source: str) -> dict[str, list[str]]:
-    """Names of the subfolders, sorted, and the URLs of their images, sorted.
+@dataclass(frozen=True)
+class FaceOptions:
+    """How a photograph becomes a training image of ``size`` x ``size`` pixels.
+
+    With ``landmarks`` (URL; see ``alignment.read_landmarks``) the face is aligned; of ``several`` faces the largest is
+    taken, or the picture is left out. Without, the whole picture is made to ``fit``.
+    """
+
+    size: int = 112
+    quality: int = 95
+    fit: Fit = "pad"
+    landmarks: str = ""
+    several: Several = "largest"
+
+    def read_landmarks(self) -> Landmarks | None:
+        """The landmark file, where there is one; checks the size on the way."""
+        check_size(self.size)
+        return read_landmarks(self.landmarks) if self.landmarks else None
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """What of a folder becomes a dataset.
+
+    ``person``: which folder of a path names the person, the first below the source or the last. ``min_images``: people
+    with fewer are left out. ``duplicates``: ``report`` lists them, ``drop`` keeps the first of each person's.
+    ``strict``: refuse to leave any picture out. ``sheet``: pictures on the sheet of before and after; 0: no sheet.
+    """
+
+    face: FaceOptions = field(default_factory=FaceOptions)
+    person: Literal["first", "last"] = "first"
+    min_images: int = 1
+    duplicates: Literal["report", "drop"] = "report"
+    strict: bool = False
+    sheet: int = 24
+    workers: int = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photograph to prepare."""
+
+    person: str
+    file: SourceFile
+
+
+def list_jobs(
+    source: Source, person: Literal["first", "last"], apart: Sequence[str]
+) -> tuple[list[Job], list[Skipped]]:
+    """Photographs by person, then name; and all that is not taken, with the reason.
+
+    Args:
+        apart: paths below the source that are not looked at: the output, where it lies there.
 
     Raises:
-        PrepareError: there is no image.
+        PrepareError: there is no photograph.
     """
-    people: dict[str, list[str]] = {}
-    for person in storage.list_names(source):
-        names = storage.list_names(storage.join(source, person))
-        images = [storage.join(source, person, name) for name in names if name.lower().endswith(IMAGE_ENDINGS)]
-        if images:
-            people[person] = images
-    if not people:
+    jobs, skipped, people = [], [], set()
+    for file in source.files:
+        if any(name and (file.name == name or file.name.startswith(f"{name}/")) for name in apart):
+            continue
+        folder, _, _ = file.name.rpartition("/")
+        if is_system_file(file.name):
+            skipped.append(Skipped(file.name, "system file", ""))
+        elif ending(file.name) not in ENDINGS and ending(file.name):
+            skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read"))
+        elif not folder:
+            skipped.append(Skipped(file.name, "in no person's folder", ""))
+        elif file.size > MAX_FILE_BYTES:
+            skipped.append(Skipped(file.name, "too large", f"{file.size} bytes"))
+        else:
+            name = folder.split("/", 1)[0] if person == "first" else folder
+            people.add(name)
+            jobs.append(Job(name, file))
+    for folder in source.folders:
+        known = any(other == folder or other.startswith(f"{folder}/") for other in people)
+        top = "/" not in folder and not is_system_file(folder) and folder not in [name.split("/")[0] for name in apart]
+        if top and not known:
+            skipped.append(Skipped(f"{folder}/", "person without a picture", ""))
+    if not jobs:
         raise PrepareError(
-            f"{source}: no images there: expected one subfolder a person, with {', '.join(IMAGE_ENDINGS)}"
+            f"{storage.redact(source.url)}: no images there: expected one subfolder a person, with .jpg, .png or "
+            f"another of {len(ENDINGS)} kinds{_first_of(skipped)}"
         )
-    return people
+    return sorted(jobs, key=lambda job: (job.person, job.file.name)), skipped
 
 
-def prepare_folder(source: str, output: str, *, size: int = 112, quality: int = 95, workers: int = 8) -> str:
-    """Write ``train.rec``, ``train.idx``, ``property`` and ``people.json`` under ``output``; returns a line about them.
+def prepare_folder(source: str, output: str, options: FolderOptions | None = None, report: Report | None = None) -> str:
+    """Write a dataset under ``output``; returns lines about it.
 
-    Images of another size are resized; JPEGs of the right size are taken as they are. What is decoded goes to
-    ``output/.parts/`` first, 4096 images an object: a second start takes up what is there.
+    ``train.rec``, ``train.idx``, ``property`` and ``people.json`` (names in class order); ``skipped.csv`` and
+    ``duplicates.csv`` where there are such; ``sheet.png``, some pictures before and after. What is prepared goes to
+    ``output/.parts/`` first, 4096 images an object: a second start with the same files and options takes up what is
+    there.
+
+    Args:
+        source: folder URL.
+        output: folder URL.
+        options: see there.
+        report: told how far it is.
 
     Raises:
-        PrepareError: an image is unreadable (named), or the source is empty.
+        PrepareError: there is nothing to take, or with ``strict`` something is left out; nothing is written then.
     """
-    people = list_people(source)
-    jobs = [(label, url) for label, urls in enumerate(people.values()) for url in urls]
-    parts = storage.join(output, ".parts")
-    if not _same_source(parts, jobs):
-        storage.delete_tree(parts)
-    storage.write_bytes(storage.join(parts, "jobs.json"), json.dumps(jobs).encode())
+    options = options or FolderOptions()
+    landmarks = options.face.read_landmarks()
+    folder = Source(source)
+    jobs, skipped = list_jobs(folder, options.person, [folder.name_of(output)])
+    parts, names = storage.join(output, ".parts"), []
+    _begin(parts, jobs, options.face)
     done = set(storage.list_names(parts))
-    names: list[str] = []
-    with ThreadPoolExecutor(workers) as pool:
+    prepared: list[Prepared] = []
+    load = partial(prepare_photograph, folder, options.face, landmarks)
+    with ThreadPoolExecutor(max(1, options.workers)) as pool:
         for number, chunk in enumerate(_chunks(jobs)):
-            name = f"{number:06d}.part"
+            name = storage.join(parts, f"{number:06d}.part")
             names.append(name)
-            if name not in done:
-                encoded = list(pool.map(lambda job: _load(job[1], size, quality), chunk))
-                storage.write_bytes(storage.join(parts, name), _pack(encoded))
+            if f"{number:06d}.part" in done:
+                prepared += unpack_part(name, storage.read_bytes(name))[0]
+            else:
+                results = []
+                for result in pool.map(load, [job.file.name for job in chunk]):
+                    results.append(result)
+                    if report is not None:
+                        report(len(prepared) + len(results), len(jobs))
+                storage.write_bytes(name, pack_part([item for item, _ in results], [image for _, image in results]))
+                prepared += [item for item, _ in results]
+    kept, findings = _choose(jobs, prepared, skipped, options)
+    _refuse(folder, parts, kept, findings, options)
+    people = sorted({jobs[number].person for number in kept})
+    label_of = {person: label for label, person in enumerate(people)}
     with RecordWriter(storage.join(output, "train.rec")) as writer:
-        images = (image for name in names for image in _unpack(storage.read_bytes(storage.join(parts, name))))
-        write_identity_layout(writer, [label for label, _ in jobs], images)
+        write_identity_layout(writer, [label_of[jobs[number].person] for number in kept], _images(names, kept))
+    size = options.face.size
     storage.write_bytes(storage.join(output, "property"), f"{len(people)},{size},{size}".encode())
-    storage.write_bytes(storage.join(output, "people.json"), json.dumps(list(people), indent=0).encode())
+    storage.write_bytes(storage.join(output, "people.json"), dump_people(people))
+    findings.write(output)
+    if options.sheet:
+        shown = [jobs[i].file.name for i in kept[:: -(-len(kept) // options.sheet)]]
+        before_and_after = ((name, folder.read(name), load(name)[1]) for name in shown)
+        draw_before_and_after(storage.join(output, "sheet.png"), before_and_after)
     storage.delete_tree(parts)
-    return f"{len(jobs)} images of {len(people)} people"
+    return f"{len(kept)} images of {len(people)} people{findings.summary()}"
 
 
-def _same_source(parts: str, jobs: list[tuple[int, str]]) -> bool:
-    url = storage.join(parts, "jobs.json")
-    return storage.exists(url) and json.loads(storage.read_bytes(url)) == [list(job) for job in jobs]
+def prepare_photograph(
+    source: Source, options: FaceOptions, landmarks: Landmarks | None, name: str
+) -> tuple[Prepared, bytes]:
+    """Read one photograph and make a training image of it; what cannot be taken says why.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    try:
+        data = source.read(name)
+    except storage.StorageError as error:
+        if error.transient:
+            raise
+        return Prepared(reason="unreadable", detail=str(error)), b""
+    try:
+        image, picture_hash = make_face(data, options, landmarks, name)
+    except PhotographError as error:
+        return Prepared(reason=error.reason, detail=error.detail), b""
+    digest = hashlib.sha256(data).hexdigest()
+    return Prepared(len(image), digest=digest, picture_hash=picture_hash.hex()), image
 
 
-def _chunks(jobs: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def make_face(data: bytes, options: FaceOptions, landmarks: Landmarks | None, name: str) -> tuple[bytes, bytes]:
+    """A training image (JPEG) of a photograph, and the hash of what the photograph shows.
+
+    A JPEG of the right size stays as it is, unless it has to be turned or aligned.
+
+    Raises:
+        PhotographError: it cannot be taken.
+    """
+    points = landmarks.choose(name, options.several) if landmarks is not None else None
+    picture = open_photograph(data, least=0 if points is not None else 2 * options.size)
+    picture_hash = difference_hash(picture)
+    if points is not None:
+        return to_jpeg(align_face(picture, points, options.size), options.quality), picture_hash
+    if is_ready(data, options.size):
+        return data, picture_hash
+    return to_jpeg(fit_square(picture, options.size, options.fit), options.quality), picture_hash
+
+
+def dump_people(people: Sequence[str]) -> bytes:
+    """The content of ``people.json``: names in class order."""
+    return json.dumps(list(people), indent=0, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _begin(parts: str, jobs: Sequence[Job], options: FaceOptions) -> None:
+    """Keep the parts of a stopped preparation of the very same; remove others."""
+    marks = storage.info(options.landmarks).tag if options.landmarks else ""
+    plan = {
+        "face": {**asdict(options), "landmarks_tag": marks},
+        "part": _PART_IMAGES,
+        "jobs": [asdict(j) for j in jobs],
+    }
+    text, url = json.dumps(plan).encode(), storage.join(parts, "jobs.json")
+    if storage.exists(url) and storage.read_bytes(url) == text:
+        return
+    storage.delete_tree(parts)
+    storage.write_bytes(url, text)
+
+
+def _choose(
+    jobs: Sequence[Job], prepared: Sequence[Prepared], skipped: list[Skipped], options: FolderOptions
+) -> tuple[list[int], Findings]:
+    """Numbers of the photographs that are taken, and what is said about the others."""
+    kept = []
+    for number, (job, item) in enumerate(zip(jobs, prepared, strict=True)):
+        if item.reason:
+            skipped.append(Skipped(job.file.name, item.reason, item.detail))
+        else:
+            kept.append(number)
+    found = find_duplicates([prepared[i].digest for i in kept], [bytes.fromhex(prepared[i].picture_hash) for i in kept])
+    duplicates = [Duplicate(kept[d.number], kept[d.first], d.same_bytes) for d in found]
+    if options.duplicates == "drop":
+        own = {d.number: d for d in duplicates if jobs[d.number].person == jobs[d.first].person}
+        skipped += [Skipped(jobs[i].file.name, "duplicate", f"of {jobs[d.first].file.name}") for i, d in own.items()]
+        kept = [number for number in kept if number not in own]
+    counts = Counter(jobs[number].person for number in kept)
+    for number in kept:
+        if (count := counts[jobs[number].person]) < options.min_images:
+            skipped.append(Skipped(jobs[number].file.name, _FEW_PEOPLE, f"the person has {count}"))
+    had = {job.person for job in jobs}
+    skipped += [Skipped(f"{p}/", "person without a picture", "none could be taken") for p in sorted(had - set(counts))]
+    kept = [number for number in kept if counts[jobs[number].person] >= options.min_images]
+    listed = [(jobs[d.number].file.name, jobs[d.first].file.name, d.same_bytes) for d in duplicates]
+    across = sum(jobs[d.number].person != jobs[d.first].person for d in duplicates)
+    return kept, Findings(sorted(skipped, key=lambda item: item.name), listed, across)
+
+
+def _refuse(source: Source, parts: str, kept: list[int], findings: Findings, options: FolderOptions) -> None:
+    """Raise where nothing is left, or something is left out that may not be."""
+    wrong = [item for item in findings.skipped if item.reason != "system file"]
+    if kept and not (options.strict and wrong):
+        return
+    storage.delete_tree(parts)
+    what = "no image can be taken" if not kept else f"--strict: {len(wrong)} files would be left out"
+    raise PrepareError(f"{storage.redact(source.url)}: {what}{_first_of(wrong)}")
+
+
+def _first_of(skipped: Sequence[Skipped]) -> str:
+    """``: a/1.jpg: unreadable (...); b/... and 3 more``; empty where there is none."""
+    some = "; ".join(f"{item.name}: {item.reason}{f' ({item.detail})' if item.detail else ''}" for item in skipped[:5])
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return f": {some}{more}" if some else ""
+
+
+def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     iterator = iter(jobs)
     while chunk := list(islice(iterator, _PART_IMAGES)):
         yield chunk
 
 
-def _load(url: str, size: int, quality: int) -> bytes:
-    data = storage.read_bytes(url)
-    try:
-        image = decode_image(data)
-    except RecordError as error:
-        raise PrepareError(f"{url}: {error}: remove it or put a sound one there") from error
-    if data[:2] == b"\xff\xd8" and image.shape[:2] == (size, size):
-        return data
-    return encode_jpeg(resize(image, size, size), quality)
-
-
-def _pack(images: list[bytes]) -> bytes:
-    """Sizes as int64, then the images end to end."""
-    sizes = np.array([len(images), *map(len, images)], dtype="<i8")
-    return sizes.tobytes() + b"".join(images)
-
-
-def _unpack(data: bytes) -> list[bytes]:
-    count = int(np.frombuffer(data, dtype="<i8", count=1)[0])
-    sizes: NDArray[np.int64] = np.frombuffer(data, dtype="<i8", count=count, offset=8)
-    ends = np.cumsum(sizes) + 8 * (count + 1)
-    return [data[int(end - size) : int(end)] for size, end in zip(sizes, ends, strict=True)]
+def _images(parts: Sequence[str], kept: Sequence[int]) -> Iterator[bytes]:
+    """The images with these numbers, in order, a part at a time."""
+    wanted, first = set(kept), 0
+    for name in parts:
+        _, images = unpack_part(name, storage.read_bytes(name))
+        yield from (image for number, image in enumerate(images, start=first) if number in wanted)
+        first += len(images)

@@ -1,48 +1,199 @@
-"""A verification set from images and a list of pairs."""
+"""Verification sets: from images and a list of pairs, or drawn from people who were held out."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 from app import storage
 from app.data.bin_sets import dump_set
-from app.data.decode import decode_image, encode_jpeg, resize
-from app.data.prepare.orl import PrepareError
-from app.data.recordio import RecordError
+from app.data.dataset import Dataset, open_dataset
+from app.data.prepare.alignment import Landmarks
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.folder import FaceOptions, list_jobs, make_face
+from app.data.prepare.pair_list import read_pairs
+from app.data.prepare.photograph import PhotographError
+from app.data.prepare.source import Source
+from app.data.prepare.tools import read_all
+from app.data.reader import RecordReader
+from app.seeds import numpy_stream
+
+DEFAULT_PAIRS = 6000  # as many as LFW has
 
 
-def prepare_pairs(source: str, pairs: str, output: str, *, size: int = 112) -> str:
-    """Write a ``.bin`` file; returns a line about it.
+def prepare_pairs(source: str, pairs: str, output: str, face: FaceOptions | None = None) -> str:
+    """Write a ``.bin`` file of the pairs of a list; returns a line about it.
 
     Args:
         source: folder URL of the images.
-        pairs: URL of a text file, a pair a line: two paths below ``source`` and 1 (same person) or 0.
+        pairs: URL of the list; see ``pair_list.read_pairs``.
         output: URL of the ``.bin`` file.
+        face: how a photograph becomes an image; must be as it is in training.
 
     Raises:
         PrepareError: a line is not such a pair, or an image is missing or unreadable; names the line.
     """
+    face = face or FaceOptions()
+    landmarks, folder = face.read_landmarks(), Source(source)
     images: dict[str, bytes] = {}
     encoded: list[bytes] = []
     issame: list[bool] = []
-    for number, line in enumerate(storage.read_bytes(pairs).decode().splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) != 3 or words[2] not in ("0", "1"):
-            raise PrepareError(f"{pairs}: line {number}: expected 'image image 0|1', found {line[:60]!r}")
-        for name in words[:2]:
+    for pair in read_pairs(pairs, folder):
+        for name in (pair.first, pair.second):
             if name not in images:
-                images[name] = _load(storage.join(source, name), size, f"{pairs}: line {number}")
+                images[name] = _load(folder, name, face, landmarks, f"{storage.redact(pairs)}: line {pair.line}")
             encoded.append(images[name])
-        issame.append(words[2] == "1")
-    if not issame:
-        raise PrepareError(f"{pairs}: no pair in it")
+        issame.append(pair.same)
     storage.write_bytes(output, dump_set(encoded, issame))
     return f"{len(issame)} pairs, {sum(issame)} of them genuine, of {len(images)} images"
 
 
-def _load(url: str, size: int, where: str) -> bytes:
+def draw_folder_pairs(
+    source: str, output: str, *, count: int = 0, seed: int = 0, face: FaceOptions | None = None
+) -> str:
+    """Write a ``.bin`` file of pairs drawn from a folder of photographs, one subfolder a person; see ``draw_pairs``."""
+    face = face or FaceOptions()
+    landmarks, folder = face.read_landmarks(), Source(source)
+    jobs, _ = list_jobs(folder, "first", [])
+    labels = _numbered([job.person for job in jobs])
+
+    def load(number: int) -> bytes:
+        name = jobs[number].file.name
+        return _load(folder, name, face, landmarks, storage.redact(source))
+
+    return _write(output, draw_pairs(labels, count, seed, storage.redact(source)), load)
+
+
+def draw_dataset_pairs(data: str, output: str, *, count: int = 0, seed: int = 0) -> str:
+    """Write a ``.bin`` file of pairs drawn from a dataset (``train.rec``) of people who are not trained on."""
+    dataset = open_dataset(data)
+    labels = np.empty(len(dataset), dtype=np.int64)
+    for position, header, _, problem in read_all(dataset):
+        if header is None:
+            raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
+        labels[position] = int(header.labels[0])
+    return write_pairs(dataset, draw_pairs(labels.tolist(), count, seed, dataset.url), output)
+
+
+def write_pairs(dataset: Dataset, pairs: Sequence[tuple[int, int, bool]], output: str) -> str:
+    """Write pairs of a dataset's positions as a ``.bin`` file; returns a line about it."""
+    wanted = sorted({number for a, b, _ in pairs for number in (a, b)})
+    reader = RecordReader(dataset)
+    images = {
+        position: reader.parse(position, record)[1]
+        for position, record in reader.stream(np.array(wanted, dtype=np.int64))
+    }
+    return _write(output, pairs, images.__getitem__)
+
+
+def draw_pairs(labels: Sequence[int], count: int, seed: int, where: str = "the dataset") -> list[tuple[int, int, bool]]:
+    """Draw ``count`` different pairs, half of them genuine, in turns, so that every fold of ten holds both kinds alike.
+
+    Every genuine pair is as likely as any other, and every impostor pair. The draw depends on labels, count and seed.
+
+    Args:
+        labels: person of each image.
+        count: how many pairs; 0: 6000, or as many as there are.
+        seed: of the draw.
+        where: for messages.
+
+    Returns:
+        Numbers of two images, and whether they show the same person.
+
+    Raises:
+        PrepareError: there are not as many pairs.
+    """
+    of_person: dict[int, list[int]] = {}
+    for number, label in enumerate(labels):
+        of_person.setdefault(int(label), []).append(number)
+    members = list(of_person.values())
+    genuine = [math.comb(len(images), 2) for images in members]
+    most = min(sum(genuine), math.comb(len(labels), 2) - sum(genuine))
+    if most == 0:
+        raise PrepareError(
+            f"{where}: no balanced pairs: {len(labels)} images of {len(members)} people; at least two people and two "
+            "images of one of them are needed"
+        )
+    half = min(DEFAULT_PAIRS // 2, most) if count == 0 else count // 2
+    if count < 0 or count % 2 or half > most:
+        raise PrepareError(f"{where}: --count must be an even number up to {2 * most}, got {count}")
+    same = _draw_genuine(members, genuine, half, seed)
+    different = _draw_impostors(members, half, seed)
+    return [pair for both in zip(same, different, strict=True) for pair in both]
+
+
+def _draw_genuine(
+    members: Sequence[Sequence[int]], genuine: Sequence[int], half: int, seed: int
+) -> list[tuple[int, int, bool]]:
+    ends = np.cumsum(genuine)
+    drawn = []
+    for chosen in _distinct(int(ends[-1]), half, numpy_stream(seed, "pairs.genuine")):
+        person = int(np.searchsorted(ends, chosen, side="right"))
+        a, b = _unrank(chosen - (int(ends[person]) - genuine[person]))
+        drawn.append((members[person][a], members[person][b], True))
+    return drawn
+
+
+def _draw_impostors(members: Sequence[Sequence[int]], half: int, seed: int) -> list[tuple[int, int, bool]]:
+    """Pairs of two people's images. An ordered pair is drawn: an image, then one of all that are not of its person."""
+    images = np.array([image for own in members for image in own])  # grouped by person
+    sizes = np.array([len(own) for own in members])
+    person = np.repeat(np.arange(len(members)), sizes)
+    starts = np.cumsum(sizes) - sizes
+    ends = np.cumsum(len(images) - sizes[person])  # each image has as many partners as there are others' images
+    total, generator = int(ends[-1]), numpy_stream(seed, "pairs.impostors")
+    in_turn = iter(generator.permutation(total)) if total <= max(1 << 20, 8 * half) else None
+    drawn: dict[tuple[int, int], None] = {}
+    while len(drawn) < half:
+        chosen = int(next(in_turn) if in_turn is not None else generator.integers(total))
+        first = int(np.searchsorted(ends, chosen, side="right"))
+        own = person[first]
+        second = chosen - int(ends[first] - (len(images) - sizes[own]))
+        second += int(sizes[own]) if second >= starts[own] else 0
+        a, b = sorted((int(images[first]), int(images[second])))
+        drawn[a, b] = None
+    return [(a, b, False) for a, b in drawn]
+
+
+def _distinct(total: int, count: int, generator: np.random.Generator) -> list[int]:
+    """``count`` different numbers below ``total``, in random order."""
+    if total <= max(1 << 20, 4 * count):
+        return [int(number) for number in generator.permutation(total)[:count]]
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        chosen[int(generator.integers(total))] = None
+    return list(chosen)
+
+
+def _unrank(number: int) -> tuple[int, int]:
+    """The pair ``(a, b)``, a < b, that stands at ``number`` when pairs are listed by b, then a: C(b, 2) + a."""
+    b = (1 + math.isqrt(1 + 8 * number)) // 2
+    return number - math.comb(b, 2), b
+
+
+def _numbered(names: Sequence[str]) -> list[int]:
+    number_of: dict[str, int] = {}
+    return [number_of.setdefault(name, len(number_of)) for name in names]
+
+
+def _write(output: str, pairs: Sequence[tuple[int, int, bool]], load: Callable[[int], bytes]) -> str:
+    images: dict[int, bytes] = {}
+    for a, b, _ in pairs:
+        for number in (a, b):
+            if number not in images:
+                images[number] = load(number)
+    storage.write_bytes(
+        output, dump_set([images[i] for a, b, _ in pairs for i in (a, b)], [same for *_, same in pairs])
+    )
+    return f"{len(pairs)} pairs, {len(pairs) // 2} of them genuine, of {len(images)} images"
+
+
+def _load(source: Source, name: str, face: FaceOptions, landmarks: Landmarks | None, where: str) -> bytes:
     try:
-        image = decode_image(storage.read_bytes(url))
-    except (storage.StorageError, RecordError) as error:
-        raise PrepareError(f"{where}: {url}: {error}") from error
-    return encode_jpeg(resize(image, size, size))
+        return make_face(source.read(name), face, landmarks, name)[0]
+    except (storage.StorageError, PhotographError) as error:
+        if getattr(error, "transient", False):
+            raise
+        raise PrepareError(f"{where}: {name}: {error}") from error

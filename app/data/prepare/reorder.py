@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.dataset import Dataset, open_dataset
 from app.data.prepare.errors import PrepareError
+from app.data.prepare.folder import dump_people
+from app.data.prepare.pairs import draw_pairs, write_pairs
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
@@ -46,6 +49,8 @@ def shuffle_dataset(url: str, output: str, seed: int) -> str:
                 bucket.unlink()
     if dataset.num_classes:
         storage.write_bytes(storage.join(output, "property"), f"{dataset.num_classes},112,112".encode())
+    if names := _people(url):
+        storage.write_bytes(storage.join(output, "people.json"), dump_people(names))
     return f"{len(order)} records in the order of seed {seed}"
 
 
@@ -67,29 +72,69 @@ def _in_order(bucket: Path) -> list[bytes]:
     return [found[target] for target in sorted(found)]
 
 
-def split_dataset(url: str, output: str, *, people: int, seed: int) -> str:
+def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int = 0) -> str:
     """Split off some people: they go to ``output/held-out``, the others, renumbered, to ``output/train``.
 
-    Labels are read in a first pass, images in a second.
+    Pairs of the held-out people go to ``output/train/held-out.bin``, where training and verification find them. Labels
+    are read in a first pass, images in a second.
+
+    Args:
+        url: folder of the dataset.
+        output: folder to write to.
+        people: how many are held out.
+        seed: of their choice and of the pairs.
+        pairs: how many; 0: 6000, or as many as there are.
 
     Raises:
-        PrepareError: a record is damaged, or there are not more people than are to be held out; nothing is written.
+        PrepareError: a record is damaged, there are not more people than are to be held out, or not as many pairs;
+            nothing is written.
     """
     dataset = open_dataset(url)
     labels = np.empty(len(dataset), dtype=np.int64)
     for position, header, _ in _sound_records(dataset):
         labels[position] = _class_of(dataset, position, header)
-    known = np.unique(labels)
+    known, names = np.unique(labels), _people(url)
     if not 0 < people < len(known):
         raise PrepareError(f"--people must be 1..{len(known) - 1}, got {people}")
     held_out = np.random.default_rng(seed).permutation(known)[:people]
+    apart = np.flatnonzero(np.isin(labels, held_out))
+    drawn, why = [], ""
+    try:
+        drawn = draw_pairs(labels[apart].tolist(), pairs, seed, f"the {people} held-out people of {dataset.url}")
+    except PrepareError as error:
+        if pairs:
+            raise
+        why = str(error)
     for name, members in (("held-out", np.sort(held_out)), ("train", np.setdiff1d(known, held_out))):
         positions = np.flatnonzero(np.isin(labels, members))
         grouped = positions[np.argsort(labels[positions], kind="stable")]
         with RecordWriter(storage.join(output, name, "train.rec")) as writer:
             write_identity_layout(writer, np.searchsorted(members, labels[grouped]).tolist(), _images(dataset, grouped))
         storage.write_bytes(storage.join(output, name, "property"), f"{len(members)},112,112".encode())
-    return f"{people} people held out, {len(known) - people} to train on"
+        if len(names) > int(known[-1]):
+            chosen = [names[int(member)] for member in members]
+            storage.write_bytes(storage.join(output, name, "people.json"), dump_people(chosen))
+    text = f"{people} people held out, {len(known) - people} to train on"
+    if not drawn:
+        return f"{text}; no held-out.bin: {why}"
+    in_dataset = [(int(apart[a]), int(apart[b]), same) for a, b, same in drawn]
+    return f"{text}; train/held-out.bin: " + write_pairs(
+        dataset, in_dataset, storage.join(output, "train", "held-out.bin")
+    )
+
+
+def _people(url: str) -> list[str]:
+    """Names in class order, where the dataset has them."""
+    place = storage.join(url, "people.json")
+    if not storage.exists(place):
+        return []
+    try:
+        names = json.loads(storage.read_bytes(place))
+    except ValueError as error:
+        raise PrepareError(f"{storage.redact(place)}: not JSON ({error}): correct or delete it") from None
+    if not isinstance(names, list):
+        raise PrepareError(f"{storage.redact(place)}: expected a list of names: correct or delete it")
+    return [str(name) for name in names]
 
 
 def _class_of(dataset: Dataset, position: int, header: ImageHeader) -> int:

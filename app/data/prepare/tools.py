@@ -1,19 +1,14 @@
-"""Look at existing ``.rec`` files: check, count, see samples."""
+"""Look at existing ``.rec`` files: check and count."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from app import storage
 from app.data.dataset import Dataset, open_dataset
-from app.data.decode import decode_image, decode_leniently, resize
-from app.data.prepare.orl import PrepareError
+from app.data.decode import decode_leniently
 from app.data.reader import RecordReader
 from app.data.recordio import ImageHeader, RecordError, class_of
 
@@ -86,26 +81,3 @@ def check_dataset(url: str, *, decode: bool = True) -> tuple[str, list[str]]:
 
 def _sizes(sizes: dict[tuple[int, int], int]) -> str:
     return ", ".join(f"{width}x{height}: {count}" for (width, height), count in sorted(sizes.items()))
-
-
-def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns: int = 10) -> str:
-    """Write a PNG of ``count`` images from position ``start``, each with its position and label."""
-    dataset = open_dataset(url)
-    positions = range(start, min(start + count, len(dataset)))
-    if not positions:
-        raise PrepareError(f"{dataset.url}: no image at position {start}: it has {len(dataset)}")
-    side, strip = 112, 14
-    rows = -(-len(positions) // columns)
-    sheet = Image.new("RGB", (columns * side, rows * (side + strip)), "white")
-    draw = ImageDraw.Draw(sheet)
-    reader = RecordReader(dataset)
-    for i, (position, record) in enumerate(zip(positions, reader.read(positions), strict=True)):
-        header, encoded = reader.parse(position, record)
-        image: NDArray[np.uint8] = resize(decode_image(encoded), side, side)
-        x, y = i % columns * side, i // columns * (side + strip)
-        sheet.paste(Image.fromarray(image), (x, y + strip))
-        draw.text((x + 2, y + 1), f"{position}: {header.labels[0]:.0f}", fill="black")
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    storage.write_bytes(output, buffer.getvalue())
-    return f"{len(positions)} images, {rows} rows"

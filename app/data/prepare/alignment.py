@@ -1,0 +1,217 @@
+"""Turns, scales and moves a face so that its eyes, nose and mouth lie where every published model expects them.
+
+The five points of the field, in pixels of an image of 112 x 112 (insightface, ``arcface_src``); left is the viewer's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app import storage
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.photograph import PhotographError, same_name
+
+Points = NDArray[np.float64]  # [5, 2]: left eye, right eye, nose, left and right corner of the mouth; x, y in pixels
+Several = Literal["largest", "refuse"]
+
+TEMPLATE: Points = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+COLUMNS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+# Root mean square, in pixels of 112: a face in profile stays below it, left and right exchanged do not.
+MAX_RESIDUAL = 14.0
+
+
+def similarity_transform(points: Points, target: Points) -> tuple[complex, complex, float]:
+    """The turn and scale ``a`` and shift ``b`` that bring points nearest to a target, and the distance that is left.
+
+    With points as complex numbers z and targets w, a similarity without reflection is w = a z + b. Least squares:
+    b = mean(w) - a mean(z), and a = sum(conj(z') w') / sum(|z'|^2) for the centred z' and w'.
+
+    Args:
+        points, target: float64 [N, 2].
+
+    Returns:
+        ``a``, ``b`` and the root mean square distance in units of the target.
+
+    Raises:
+        PrepareError: the points are all one.
+    """
+    z, w = points[:, 0] + 1j * points[:, 1], target[:, 0] + 1j * target[:, 1]
+    centred, wanted = z - z.mean(), w - w.mean()
+    spread = float(np.sum(np.abs(centred) ** 2))
+    if not math.isfinite(spread) or spread < 1e-9:
+        raise PrepareError("the five points are all one, or no numbers")
+    a = complex(np.sum(np.conj(centred) * wanted) / spread)
+    b = complex(w.mean() - a * z.mean())
+    return a, b, float(np.sqrt(np.mean(np.abs(a * z + b - w) ** 2)))
+
+
+def align_face(image: Image.Image, points: Points, size: int = 112) -> Image.Image:
+    """The face in ``size`` x ``size`` pixels, its five points where the template has them; black beyond the picture.
+
+    Args:
+        image: RGB.
+        points: float64 [5, 2], in pixels of ``image``; whole numbers are the middle of a pixel.
+
+    Raises:
+        PhotographError: no turned and scaled face has its points like this.
+    """
+    # Pillow counts from the corner of a pixel.
+    scale = size / 112
+    target, corner_points = (TEMPLATE + 0.5) * scale, points + 0.5
+    try:
+        a, b, residual = similarity_transform(corner_points, target)
+    except PrepareError as error:
+        raise PhotographError("points of no face", str(error)) from None
+    if residual > MAX_RESIDUAL * scale:
+        raise PhotographError(
+            "points of no face",
+            f"they miss the template by {residual / scale:.0f} pixels of 112: left is the viewer's left, and the order "
+            f"is {', '.join(COLUMNS)}",
+        )
+    if (factor := int(1 / abs(a))) > 1:  # Pillow's transform reads single pixels: average them before
+        image = image.reduce(factor)
+        a *= factor
+    back = 1 / a
+    origin = -b * back
+    data = (back.real, -back.imag, origin.real, back.imag, back.real, origin.imag)
+    return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+
+
+class Landmarks:
+    """The five points of the faces in each picture, by its path below the folder of photographs."""
+
+    def __init__(self, url: str, faces: dict[str, list[Points]]) -> None:
+        self.url, self._faces = url, faces
+
+    def __len__(self) -> int:
+        return len(self._faces)
+
+    def choose(self, name: str, several: Several) -> Points:
+        """The points of a picture's face.
+
+        Raises:
+            PhotographError: it has none, or several and these are refused.
+        """
+        faces = self._faces.get(same_name(name), [])
+        if not faces:
+            raise PhotographError("without a face", f"{storage.redact(self.url)} has no points for it")
+        if len(faces) > 1 and several == "refuse":
+            raise PhotographError("several faces", f"{len(faces)} faces")
+        return max(faces, key=lambda points: float(np.prod(np.ptp(points, axis=0))))
+
+
+def read_landmarks(url: str) -> Landmarks:
+    """Read a landmark file.
+
+    - ``.json``: ``{"anna/1.jpg": [[x, y], ... five points]}``; a list of such lists where a picture has several faces
+    - otherwise a table of 11 columns, separated by commas, semicolons, tabs or spaces: the path, then x and y of each
+      point. A first line with their names may give another order; CelebA's ``list_landmarks`` is read as it is. A
+      picture with several faces has several lines.
+
+    Points: left eye, right eye, nose, left and right corner of the mouth; left is the viewer's; in pixels of the
+    picture as a viewer shows it.
+
+    Raises:
+        PrepareError: it is neither; names the line or the picture.
+    """
+    text = decode_text(url, storage.read_bytes(url))
+    faces = _from_json(url, text) if url.lower().endswith(".json") else _from_table(url, text)
+    if not faces:
+        raise PrepareError(f"{storage.redact(url)}: no picture in it")
+    return Landmarks(url, faces)
+
+
+def decode_text(url: str, data: bytes) -> str:
+    """Text with or without a byte order mark.
+
+    Raises:
+        PrepareError: it is not UTF-8, nor UTF-16 with a mark.
+    """
+    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PrepareError(f"{storage.redact(url)}: line {line}: not UTF-8: save the file as UTF-8") from None
+
+
+def _from_json(url: str, text: str) -> dict[str, list[Points]]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise PrepareError(f"{storage.redact(url)}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise PrepareError(f"{storage.redact(url)}: expected an object of picture: points")
+    found: dict[str, list[Points]] = {}
+    for name, value in content.items():
+        try:
+            numbers = np.asarray(value, dtype=np.float64)
+            faces = numbers.reshape(0 if numbers.size == 0 else -1, 5, 2)
+        except (ValueError, TypeError):
+            raise PrepareError(f"{storage.redact(url)}: {name!r}: expected five points [x, y]") from None
+        found.setdefault(same_name(name.removeprefix("./")), []).extend(_sound(url, repr(name), face) for face in faces)
+    return found
+
+
+def _from_table(url: str, text: str) -> dict[str, list[Points]]:
+    found: dict[str, list[Points]] = {}
+    order = list(range(10))
+    for number, line in enumerate(text.splitlines(), start=1):
+        row = _columns(line)
+        if not line.strip() or line.startswith("#") or (not found and len(row) == 1 and row[0].isdigit()):
+            continue
+        if not found and number <= 2 and (named := _order_of_header(row)):
+            order = named
+            continue
+        try:
+            values = [float(value) for value in row[1:]]
+            if len(values) != 10:
+                raise ValueError
+        except ValueError:
+            raise PrepareError(
+                f"{storage.redact(url)}: line {number}: expected a path and ten numbers, found {line[:60]!r}"
+            ) from None
+        points = np.array([values[column] for column in order]).reshape(5, 2)
+        found.setdefault(same_name(row[0].removeprefix("./")), []).append(_sound(url, f"line {number}", points))
+    return found
+
+
+def _columns(line: str) -> list[str]:
+    for mark in ("\t", ";", ","):
+        if mark in line:
+            return [cell.strip() for cell in next(csv.reader(io.StringIO(line), delimiter=mark))]
+    numbers = re.search(r"((?:\s+[-+.\deE]+){10})\s*$", line)
+    return [line[: numbers.start()].strip(), *numbers[1].split()] if numbers else line.split()
+
+
+def _order_of_header(row: list[str]) -> list[int]:
+    """Which column holds x and y of each point; empty where the row is no header of these."""
+    names = [re.sub(r"[^a-z]", "", cell.lower()) for cell in row]
+    names = names if len(names) == 11 else ["", *names]  # CelebA names no column for the path
+    order = []
+    for point in COLUMNS:
+        for axis in "xy":
+            words = [*point.split("_"), axis]
+            fitting = [i for i, name in enumerate(names[1:]) if all(w in name for w in words) and name.endswith(axis)]
+            if len(fitting) != 1:
+                return []
+            order += fitting
+    return order
+
+
+def _sound(url: str, where: str, points: Any) -> Points:
+    if not np.isfinite(points).all():
+        raise PrepareError(f"{storage.redact(url)}: {where}: a coordinate is not a number")
+    return np.asarray(points, dtype=np.float64)

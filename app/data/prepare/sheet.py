@@ -1,0 +1,72 @@
+"""Contact sheets: samples of a dataset, and photographs before and after they were prepared."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from app import storage
+from app.data.dataset import open_dataset
+from app.data.decode import decode_image, resize
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.photograph import fit_square, open_photograph
+from app.data.reader import RecordReader
+
+SIDE, STRIP = 112, 14  # pixels of a picture and of the line of text above it
+
+
+def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns: int = 10) -> str:
+    """Write a PNG of ``count`` images from position ``start``, each with its position and label."""
+    dataset = open_dataset(url)
+    positions = range(max(0, start), min(start + count, len(dataset)))
+    if not positions:
+        raise PrepareError(f"{dataset.url}: no image at position {start}: it has {len(dataset)}")
+    rows = -(-len(positions) // columns)
+    sheet = Image.new("RGB", (columns * SIDE, rows * (SIDE + STRIP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    reader = RecordReader(dataset)
+    for i, (position, record) in enumerate(zip(positions, reader.read(positions), strict=True)):
+        header, encoded = reader.parse(position, record)
+        image: NDArray[np.uint8] = resize(decode_image(encoded), SIDE, SIDE)
+        x, y = i % columns * SIDE, i // columns * (SIDE + STRIP)
+        sheet.paste(Image.fromarray(image), (x, y + STRIP))
+        draw.text((x + 2, y + 1), f"{position}: {header.labels[0]:.0f}", fill="black")
+    _write_png(output, sheet)
+    return f"{len(positions)} images, {rows} rows"
+
+
+def draw_before_and_after(
+    output: str, pictures: Iterable[tuple[str, bytes, bytes]], *, columns: int = 8, rows: int = 64
+) -> None:
+    """Write a PNG: each photograph as it was found above what became of it.
+
+    Args:
+        output: URL of the PNG.
+        pictures: name, file and training image of each.
+        columns, rows: as many as that at most.
+    """
+    cells = []
+    for name, before, after in pictures:
+        cell = Image.new("RGB", (SIDE, STRIP + 2 * SIDE), "white")
+        text = name.rsplit("/", 1)[-1].encode("ascii", "replace").decode()[-18:]
+        ImageDraw.Draw(cell).text((2, 1), text, fill="black")
+        cell.paste(fit_square(open_photograph(before, least=2 * SIDE), SIDE), (0, STRIP))
+        cell.paste(Image.fromarray(resize(decode_image(after), SIDE, SIDE)), (0, STRIP + SIDE))
+        cells.append(cell)
+        if len(cells) == columns * rows:
+            break
+    height = STRIP + 2 * SIDE + 6
+    sheet = Image.new("RGB", (min(columns, len(cells)) * SIDE, -(-len(cells) // columns) * height), "white")
+    for i, cell in enumerate(cells):
+        sheet.paste(cell, (i % columns * SIDE, i // columns * height))
+    _write_png(output, sheet)
+
+
+def _write_png(url: str, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    storage.write_bytes(url, buffer.getvalue())

@@ -1,0 +1,89 @@
+"""A folder of photographs at any URL: every file below it, read by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from app import storage
+from app.data.prepare.errors import PrepareError
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file below the folder: its path from there, bytes, and what changes when it is replaced."""
+
+    name: str
+    size: int
+    tag: str
+
+
+class Source:
+    """A folder URL. Names are taken as they are: ``#``, ``::``, ``*`` or spaces in them mean nothing."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._filesystem, path = storage.open_filesystem(url)
+        self._path = path.rstrip("/")
+
+    @cached_property
+    def _entries(self) -> tuple[list[SourceFile], list[str]]:
+        files, folders = [], []
+        with storage.explained(self.url, "list"):
+            waiting, seen = [self._path], {self._path}
+            while waiting:
+                for entry in self._filesystem.ls(waiting.pop(), detail=True):
+                    path = str(entry["name"]).rstrip("/")
+                    if path == self._path or not path.startswith(f"{self._path}/"):
+                        continue
+                    name = path[len(self._path) + 1 :]
+                    if entry["type"] == "directory" or (entry.get("islink") and self._filesystem.isdir(path)):
+                        # A link may lead back to a folder above it.
+                        if path not in seen and name.count("/") < 64:
+                            seen.add(path)
+                            waiting.append(path)
+                            folders.append(name)
+                        continue
+                    tag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or "").strip('"')
+                    files.append(SourceFile(name, int(entry.get("size") or 0), tag))
+        return sorted(files, key=lambda file: file.name), sorted(folders)
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """All files at any depth, sorted by name.
+
+        Raises:
+            StorageError: the folder cannot be listed, or does not exist.
+        """
+        return self._entries[0]
+
+    @property
+    def folders(self) -> list[str]:
+        """All folders at any depth, sorted; an object store knows only those that hold something."""
+        return self._entries[1]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            StorageError: it cannot be read; names its URL.
+        """
+        with storage.explained(f"{self.url.rstrip('/')}/{name}", "read"):
+            data = self._filesystem.cat_file(f"{self._path}/{name}")
+        return bytes(data)
+
+    def name_of(self, url: str) -> str:
+        """The path of ``url`` from this folder; empty where it does not lie below it."""
+        filesystem, path = storage.open_filesystem(url)
+        inside = type(filesystem) is type(self._filesystem) and path.startswith(f"{self._path}/")
+        return path[len(self._path) + 1 :].rstrip("/") if inside else ""
+
+
+def check_size(size: int) -> None:
+    """Refuse an image size that cannot be one.
+
+    Raises:
+        PrepareError: it is not 8..1024 pixels.
+    """
+    if not 8 <= size <= 1024:
+        raise PrepareError(f"--size must be 8..1024 pixels, got {size}")

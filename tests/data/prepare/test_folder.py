@@ -1,0 +1,211 @@
+"""A folder as people have it: nothing vanishes in silence, nothing is half written."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import prepare
+from app.data.dataset import open_dataset
+from app.data.decode import decode_image
+from app.data.prepare.duplicates import difference_hash, find_duplicates
+from app.data.prepare.errors import PrepareError
+from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
+from app.data.prepare.orl import load_faces
+from app.data.prepare.photograph import open_photograph
+from app.data.prepare.tools import read_all
+from tests.data.prepare.pictures import encode, put, scene
+
+
+def images(folder: Path) -> list[tuple[int, np.ndarray]]:
+    rows = read_all(open_dataset(str(folder)))
+    return [(int(header.labels[0]), decode_image(data)) for _, header, data, _ in rows if header]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def mixed_folder(root: Path) -> None:
+    """Three people: kinds, depths and names mixed, and everything that does not belong there."""
+    put(root / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+    put(root / "anna" / "2019" / "summer" / "2.gif", encode(scene(2).convert("L"), "GIF"))
+    put(root / "anna" / "3.JFIF", encode(scene(3), "JPEG"))
+    put(root / "Li Wei" / "a.tiff", encode(scene(4), "TIFF"))
+    put(root / "Li Wei" / "b.pgm", encode(scene(5).convert("L"), "PPM"))
+    put(root / "李娜" / "#1 [x]::y?*.png", encode(scene(6, 90, 130), "PNG"))
+    put(root / "李娜" / "no ending", encode(scene(7), "WEBP"))
+    put(root / "anna" / "._1.jpg", b"\0\x05\x16\x07\0\x02\0\0Mac OS X        ")
+    put(root / "__MACOSX" / "anna" / "._1.jpg", b"\0\x05\x16\x07")
+    put(root / "anna" / "broken.jpg", b"\xff\xd8 nothing")
+    put(root / "Li Wei" / "cut.png", encode(scene(8), "PNG")[:300])
+    put(root / "anna" / "notes.txt", b"who is who")
+    put(root / "anna" / "new.heic", b"\0\0\0\x18ftypheic")
+    put(root / "stray.jpg", encode(scene(9), "JPEG"))
+    put(root / "only broken" / "1.jpg", b"")
+    (root / "nobody").mkdir()
+
+
+def test_everything_is_taken_or_listed_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mixed_folder(tmp_path / "photos")
+    out = tmp_path / "out"
+    assert prepare.main(["folder", "--source", str(tmp_path / "photos"), "--output", str(out)]) == 0
+    labels = [label for label, _ in images(out)]
+    assert labels == [0, 0, 1, 1, 1, 2, 2]
+    assert json.loads((out / "people.json").read_text()) == ["Li Wei", "anna", "李娜"]
+    assert {(row["file"], row["reason"]) for row in table(out / "skipped.csv")} == {
+        ("anna/._1.jpg", "system file"),
+        ("__MACOSX/anna/._1.jpg", "system file"),
+        ("anna/broken.jpg", "unreadable"),
+        ("Li Wei/cut.png", "unreadable"),
+        ("anna/notes.txt", "not a picture"),
+        ("anna/new.heic", "not a picture"),
+        ("stray.jpg", "in no person's folder"),
+        ("only broken/1.jpg", "unreadable"),
+        ("only broken/", "person without a picture"),
+        ("nobody/", "person without a picture"),
+    }
+    captured = capsys.readouterr()
+    assert "7 images of 3 people" in captured.out
+    assert "3 unreadable" in captured.out
+    assert "2 person without a picture" in captured.out
+    assert "not aligned" in captured.err
+    assert prepare.main(["check", "--data", str(out)]) == 0
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (7 * 112, 14 + 2 * 112 + 6)
+
+
+def test_strict_refuses_and_writes_nothing(tmp_path: Path) -> None:
+    mixed_folder(tmp_path / "photos")
+    with pytest.raises(PrepareError, match=r"--strict: 8 files would be left out: .*cut\.png: unreadable") as caught:
+        prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"), FolderOptions(strict=True))
+    assert "and 3 more" in str(caught.value)
+    assert list((tmp_path / "out").glob("*")) == []
+    put(tmp_path / "sound" / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+    put(tmp_path / "sound" / "anna" / "._1.jpg", b"\0\x05\x16\x07")  # no picture is lost with it
+    prepare_folder(str(tmp_path / "sound"), str(tmp_path / "out"), FolderOptions(strict=True))
+
+
+def test_a_second_preparation_leaves_no_old_list(tmp_path: Path) -> None:
+    source, out = tmp_path / "photos", tmp_path / "out"
+    put(source / "a" / "1.jpg", encode(scene(1), "JPEG"))
+    broken = put(source / "a" / "2.jpg", b"no")
+    prepare_folder(str(source), str(out))
+    assert (out / "skipped.csv").exists()
+    broken.unlink()
+    prepare_folder(str(source), str(out))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "people.json",
+        "property",
+        "sheet.png",
+        "train.idx",
+        "train.rec",
+    ]
+
+
+def test_nothing_usable_is_an_error_with_the_names(tmp_path: Path) -> None:
+    put(tmp_path / "photos" / "a" / "1.jpg", b"\xff\xd8 nothing")
+    with pytest.raises(PrepareError, match=r"no image can be taken: a/: .*; a/1\.jpg: unreadable"):
+        prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    put(tmp_path / "flat" / "1.jpg", encode(scene(1), "JPEG"))
+    with pytest.raises(PrepareError, match=r"no images there: .*: 1\.jpg: in no person's folder"):
+        prepare_folder(str(tmp_path / "flat"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("size", [0, -1, 5000])
+def test_a_size_that_is_none(tmp_path: Path, size: int) -> None:
+    put(tmp_path / "photos" / "a" / "1.jpg", encode(scene(1), "JPEG"))
+    with pytest.raises(PrepareError, match=rf"--size must be 8\.\.1024 pixels, got {size}"):
+        prepare.main(
+            ["folder", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--size", str(size)]
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_phone_photograph_stands_upright(tmp_path: Path) -> None:
+    upright = np.zeros((160, 120, 3), dtype=np.uint8)
+    upright[:80], upright[80:] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put(tmp_path / "p" / "a" / "phone.jpg", encode(Image.fromarray(np.rot90(upright, 1).copy()), "JPEG", exif=exif))
+    put(tmp_path / "p" / "a" / "plain.jpg", encode(Image.fromarray(upright), "JPEG"))
+    prepare_folder(str(tmp_path / "p"), str(tmp_path / "out"))
+    (_, phone), (_, plain) = images(tmp_path / "out")
+    assert np.abs(phone.astype(int) - plain.astype(int)).mean() < 3
+    assert phone[20, 56, 0] > 200
+    assert phone[90, 56, 2] > 200
+
+
+def test_who_the_person_is(tmp_path: Path) -> None:
+    for name in ("office/anna/1.jpg", "office/ben/1.jpg", "home/anna/2.jpg"):
+        put(tmp_path / "photos" / name, encode(scene(len(name)), "JPEG"))
+    prepare_folder(str(tmp_path / "photos"), str(tmp_path / "first"))
+    assert json.loads((tmp_path / "first" / "people.json").read_text()) == ["home", "office"]
+    prepare_folder(str(tmp_path / "photos"), str(tmp_path / "last"), FolderOptions(person="last"))
+    assert json.loads((tmp_path / "last" / "people.json").read_text()) == ["home/anna", "office/anna", "office/ben"]
+
+
+def test_people_with_few_pictures_are_left_out(tmp_path: Path) -> None:
+    for person, count in (("a", 1), ("b", 3), ("c", 2)):
+        for number in range(count):
+            put(tmp_path / "photos" / person / f"{number}.jpg", encode(scene(10 * count + number), "JPEG"))
+    put(tmp_path / "photos" / "c" / "broken.jpg", b"no")  # does not count
+    prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"), FolderOptions(min_images=3))
+    assert [label for label, _ in images(tmp_path / "out")] == [0, 0, 0]
+    assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["b"]
+    left_out = [row["file"] for row in table(tmp_path / "out" / "skipped.csv") if row["reason"] == "too few pictures"]
+    assert left_out == ["a/0.jpg", "c/0.jpg", "c/1.jpg"]
+
+
+def test_duplicates_are_listed_or_dropped(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    data = encode(scene(1), "JPEG", quality=95)
+    put(source / "a" / "1.jpg", data)
+    put(source / "a" / "copy.jpg", data)
+    put(source / "a" / "small.png", encode(scene(1).resize((70, 70), Image.Resampling.LANCZOS), "PNG"))
+    put(source / "a" / "other.jpg", encode(scene(2), "JPEG"))
+    put(source / "b" / "wrong.jpg", data)  # the same picture of someone else
+    text = prepare_folder(str(source), str(tmp_path / "report"))
+    assert "2 with the same bytes, 1 with the same picture, 1 of them filed under another person" in text
+    assert len(images(tmp_path / "report")) == 5
+    rows = {(row["file"], row["same_as"], row["same"]) for row in table(tmp_path / "report" / "duplicates.csv")}
+    assert rows == {
+        ("a/copy.jpg", "a/1.jpg", "bytes"),
+        ("a/small.png", "a/1.jpg", "picture"),
+        ("b/wrong.jpg", "a/1.jpg", "bytes"),
+    }
+    prepare_folder(str(source), str(tmp_path / "drop"), FolderOptions(duplicates="drop"))
+    assert [label for label, _ in images(tmp_path / "drop")] == [0, 0, 1]
+
+
+def test_different_photographs_of_real_faces_are_no_duplicates() -> None:
+    """400 photographs of 40 people, each also in another size: exactly the pairs are found."""
+    faces = [open_photograph(face) for person in load_faces() for face in person]
+    smaller = [face.resize((80, 80), Image.Resampling.BICUBIC) for face in faces]
+    hashes = [difference_hash(face) for face in [*faces, *smaller]]
+    found = {duplicate.number: duplicate.first for duplicate in find_duplicates([str(i) for i in range(800)], hashes)}
+    wrong = {number: first for number, first in found.items() if number - 400 != first}
+    assert len(wrong) <= 2, wrong
+    assert sum(number - 400 == first for number, first in found.items()) >= 380
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    put(tmp_path / "store" / "1.jpg", encode(scene(1), "JPEG"))
+    (tmp_path / "photos" / "real").mkdir(parents=True)
+    put(tmp_path / "photos" / "real" / "1.jpg", encode(scene(2), "JPEG"))
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "store")
+    prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["linked", "real"]
+
+
+def test_an_output_inside_the_source_is_no_person(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "1.jpg", encode(scene(1), "JPEG"))
+    for _ in range(2):
+        prepare_folder(str(tmp_path), str(tmp_path / "out"), FolderOptions(FaceOptions(size=32)))
+    assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["a"]
