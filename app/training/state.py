@@ -39,7 +39,7 @@ FREE = frozenset(
         *("data.cache", "data.cache_gb", "data.max_bad_share", "data.resize"),
         *("train.epochs", "train.logical_workers", "train.max_processes", "train.gradient_accumulation"),
         *("train.log_every", "train.verify_every", "train.max_starts", "train.step_timeout"),
-        *("train.perf_steps", "train.start_step", "train.stop_step", "train.first_step", "train.last_step"),
+        *("train.perf_steps", "train.first_step", "train.last_step"),
         *("train.profiling", "train.profile_start", "train.profile_stop"),
     ]
 )

@@ -59,7 +59,7 @@ def test_the_number_of_processes_changes_rounding_only(
 
 @pytest.mark.slow
 def test_a_stop_and_a_start_on_the_same_processes_change_no_bit(data: str, undisturbed: str, tmp_path: Path) -> None:
-    train(1, data, str(tmp_path), *WORKERS, "--train.stop-step", "4")
+    train(1, data, str(tmp_path), *WORKERS, "--train.last-step", "4")
     train(1, data, str(tmp_path), *WORKERS)
     assert losses(str(tmp_path)) == losses(undisturbed)
     for name, value in weights(undisturbed).items():
@@ -73,7 +73,7 @@ def test_a_run_that_changes_its_world_in_the_middle_goes_on_as_if_nothing_happen
 ) -> None:
     whole, changed = str(tmp_path / "whole"), str(tmp_path / "changed")
     train(2, data, whole, *WORKERS, *options)
-    train(3, data, changed, *WORKERS, *options, "--train.stop-step", "5")
+    train(3, data, changed, *WORKERS, *options, "--train.last-step", "5")
     train(1, data, changed, *WORKERS, *options)
     assert losses(changed) == pytest.approx(losses(whole), rel=5e-3)
 

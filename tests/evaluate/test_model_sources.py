@@ -92,9 +92,9 @@ def test_a_checkpoint_of_the_reference_is_read(run: Path, tmp_path: Path) -> Non
     path = tmp_path / "checkpoint_gpu_0.pt"
     torch.save(wrapped, path)
     options = ["--data.url", str(run / "faces"), "--output.url", str(tmp_path / "runs"), "--model.init", str(path)]
-    assert train([*SMALL, *options, "--train.stop-step", "1"]) == 0
+    assert train([*SMALL, *options, "--train.last-step", "1"]) == 0
     path.unlink()  # a run that goes on has its own weights and reads these no more
-    assert train([*SMALL, *options, "--train.stop-step", "2"]) == 0
+    assert train([*SMALL, *options, "--train.last-step", "2"]) == 0
 
 
 def write_reference_checkpoints(folder: Path, ranks: int) -> torch.Tensor:

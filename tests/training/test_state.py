@@ -95,7 +95,7 @@ def test_checkpoints_of_another_version_are_told_in_one_sentence() -> None:
 def test_second_starts_of_a_real_run(tmp_path: Path) -> None:
     data, runs = str(tmp_path / "faces"), str(tmp_path / "runs")
     write_faces(data)
-    more = ("--train.epochs", "1", "--train.stop-step", "4")
+    more = ("--train.epochs", "1", "--train.last-step", "4")
     train(1, data, runs, *more)
     summary = storage.read_bytes(f"{runs}/orl/summary.md")
     done = train(1, data, runs, *more)
@@ -112,8 +112,8 @@ def test_second_starts_of_a_real_run(tmp_path: Path) -> None:
         assert names in refused.stderr
         assert "Traceback" not in refused.stderr
     assert storage.read_bytes(f"{runs}/orl/summary.md") == summary
-    longer = train(1, data, runs, "--train.epochs", "1", "--train.stop-step", "6", "--optim.lr", "0.01")
+    longer = train(1, data, runs, "--train.epochs", "1", "--train.last-step", "6", "--optim.lr", "0.01")
     assert "from step 4 of" in longer.stdout
-    assert "train.stop_step: 4 -> 6" in longer.stdout
+    assert "train.last_step: 4 -> 6" in longer.stdout
     assert "optim.lr: " in longer.stderr
     assert "lr = 0.01" in storage.read_bytes(f"{runs}/orl/recipe.toml").decode()
