@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,3 +146,14 @@ def _module(kind: str) -> Any:
     import torch
 
     return getattr(torch, kind)
+
+
+def onnx_providers(available: Sequence[str]) -> list[str]:
+    """ONNX Runtime's execution providers to use, of those that are there: CUDA, CANN, and CPU for what they lack.
+
+    The environment's ``ARCFACE_DEVICE`` decides as it does for torch.
+    """
+    kind = os.environ.get("ARCFACE_DEVICE", "auto")
+    wanted = {"cuda": ["CUDAExecutionProvider"], "npu": ["CANNExecutionProvider"], "cpu": []}
+    preferred = wanted.get(kind, ["CUDAExecutionProvider", "CANNExecutionProvider"])
+    return [name for name in [*preferred, "CPUExecutionProvider"] if name in available]

@@ -15,8 +15,11 @@ from app.data.prepare.tools import read_all
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
 from app.errors import run_main
-from app.evaluate import flops, ijb
+from app.evaluate import flops, identification, ijb
 from app.evaluate.model_source import OpenedModel, open_model
+from app.evaluate.report_figure import draw_roc
+from app.observe.progress import Progress
+from app.world import join_world
 
 
 def main(arguments: list[str]) -> int:
@@ -25,23 +28,57 @@ def main(arguments: list[str]) -> int:
     if options.tool == "flops":
         print(flops.table())
         return 0
-    model = open_model(options.model, detect_device(), backbone=options.backbone, embedding_size=options.embedding_size)
+    options.device = detect_device()
+    model = open_model(options.model, options.device, backbone=options.backbone, embedding_size=options.embedding_size)
     {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity}[options.tool](model, options)
     return 0
 
 
 def run_ijb(model: OpenedModel, options: argparse.Namespace) -> None:
-    """Print TAR at FAR, and write it as JSON."""
+    """Print TAR at FAR and, where the set has galleries, identification; write both, scores and picture on demand."""
     metadata = ijb.load_metadata(options.data, options.set)
-    plain, flipped = ijb.embed_images(
-        options.data, metadata, model.embed, image_size=model.image_size, batch_size=options.batch_size
-    )
     flags = {"use_flip": not options.no_flip, "use_norm": not options.no_norm, "use_faceness": not options.no_faceness}
-    result = ijb.verify_templates(plain, flipped, metadata, **flags)
-    print(f"{options.set}: {len(metadata.images)} images, {len(metadata.pairs)} pairs")
-    print("  ".join(f"TAR@FAR={far}: {tar:.4f}" for far, tar in result.items()))
+    with join_world(options.device, timeout=24 * 3600) as world:
+        share = -(-len(metadata.images) // world.size)
+        bar = Progress(share, enabled=world.rank == 0)
+        plain, flipped = ijb.embed_images(
+            options.data,
+            metadata,
+            model.embed,
+            image_size=model.image_size,
+            batch_size=options.batch_size,
+            world=world,
+            progress=lambda done: bar.report(done, f"image {done} of {share}"),
+        )
+        if world.rank:
+            return
+    ids, templates = ijb.pool_templates(ijb.combine(plain, flipped, metadata, **flags), metadata)
+    scores = ijb.score_pairs(ids, templates, metadata.pairs)
+    result = ijb.tar_at_fars(scores, metadata.issame)
+    report = {"set": options.set, "tar_at_far": result, **flags}
+    bar.say(f"{options.set}: {len(metadata.images)} images, {len(metadata.pairs)} pairs")
+    bar.say("  ".join(f"TAR@FAR={far}: {tar:.4f}" for far, tar in result.items()))
+    bar.say(format_fars(options.set, result))
+    galleries, probes = identification.load_protocol(options.data, options.set)
+    if galleries:
+        found = identification.identify_templates(ids, templates, galleries, probes)
+        report["identification"] = found
+        bar.say("1:N  " + "  ".join(f"{name}: {value:.4f}" for name, value in found.items()))
     if options.output:
-        storage.write_bytes(options.output, json.dumps({"set": options.set, "tar_at_far": result, **flags}).encode())
+        storage.write_bytes(options.output, json.dumps(report).encode())
+    if options.scores:
+        buffer = io.BytesIO()
+        np.save(buffer, scores)
+        storage.write_bytes(options.scores, buffer.getvalue())
+    if options.roc:
+        storage.write_bytes(options.roc, draw_roc(options.set, scores, metadata.issame))
+
+
+def format_fars(name: str, result: dict[str, float]) -> str:
+    """The table in which papers print it: a column a FAR, per cent."""
+    head = " | ".join(["Methods", *result])
+    row = " | ".join([name, *(f"{100 * tar:.2f}" for tar in result.values())])
+    return f"| {head} |\n|{'|'.join(' --- ' for _ in range(len(result) + 1))}|\n| {row} |"
 
 
 def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
@@ -78,7 +115,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     tools.add_parser("flops", help="multiply-adds and parameters of every backbone")
     for name, text in (
-        ("ijb", "IJB-B or IJB-C, 1:1"),
+        ("ijb", "IJB-B or IJB-C, 1:1 and 1:N; under torchrun on several devices"),
         ("embed", "embeddings of a dataset as .npz"),
         ("similarity", "of two aligned photographs"),
     ):
@@ -94,6 +131,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         tool.add_argument("--output", default="", required=name == "embed", help="URL to write to")
         if name == "ijb":
             tool.add_argument("--set", choices=("ijbb", "ijbc"), default="ijbc")
+            tool.add_argument("--scores", default="", help="URL of an .npy to write the pairs' cosines to, float32 [P]")
+            tool.add_argument("--roc", default="", help="URL of a .png to draw the ROC to")
             tool.add_argument("--no-flip", action="store_true", help="leave the flips out")
             tool.add_argument("--no-norm", action="store_true", help="make embeddings units before pooling")
             tool.add_argument("--no-faceness", action="store_true", help="do not weight by the detector's score")

@@ -1,29 +1,28 @@
 """IJB-B and IJB-C 1:1 verification from the published metadata (Whitelam et al. 2017; Maze et al. 2018).
 
 The layout is the one that the field passes around: ``meta/<set>_face_tid_mid.txt`` (image, template, media),
-``meta/<set>_template_pair_label.txt`` (two templates, 1 or 0), ``meta/<set>_name_5pts_score.txt`` (image, five points,
-faceness), and the images in ``loose_crop/``. Images are aligned by their points to the ArcFace template.
+``meta/<set>_template_pair_label.txt`` (two templates, 1 or 0), ``meta/<set>_name_5pts_score.txt`` (image, five or 68
+points, faceness), and the images in ``loose_crop/``. Images are aligned by their points to the ArcFace template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from app import storage
 from app.data.decode import decode_image
 from app.data.recordio import RecordError
-from app.evaluate.metrics import roc_curve
+from app.evaluate.alignment import align, five_points
 from app.evaluate.verification import Embed
+from app.world import World
 
-# Where eyes, nose and mouth corners of an aligned face lie, in a picture of 112 x 112 pixels (x, y).
-ARCFACE_POINTS = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+_PAIR_BLOCK = 4 << 20  # bytes of the list of pairs parsed at once
+_SCORE_BLOCK = 20_000  # pairs scored at once
 FARS = tuple(10.0**-n for n in range(6, 0, -1))
 
 
@@ -51,74 +50,115 @@ def load_metadata(url: str, name: str) -> IJBMetadata:
         StorageError: one is missing.
         RecordError: a line has another form, or the files do not fit each other.
     """
-    faces = _table(storage.join(url, "meta", f"{name}_face_tid_mid.txt"), 3)
-    pairs = _table(storage.join(url, "meta", f"{name}_template_pair_label.txt"), 3)
-    points = _table(storage.join(url, "meta", f"{name}_name_5pts_score.txt"), 12)
+    faces = list(_rows(storage.join(url, "meta", f"{name}_face_tid_mid.txt"), (3,)))
+    points = list(_rows(storage.join(url, "meta", f"{name}_name_5pts_score.txt"), (12, 138)))
     if len(faces) != len(points):
         raise RecordError(f"{url}: {len(faces)} images in face_tid_mid, {len(points)} in name_5pts_score")
     ids = np.array([[int(row[1]), int(row[2])] for row in faces], dtype=np.int64)
-    numbers = np.array([[float(value) for value in row[1:]] for row in points])
-    labelled = np.array([[int(value) for value in row] for row in pairs], dtype=np.int64)
-    known = set(ids[:, 0].tolist())
-    if missing := sorted(set(labelled[:, :2].ravel().tolist()) - known)[:5]:
+    numbers = [np.array(row[1:], dtype=np.float64) for row in points]
+    pairs, issame = _read_pairs(storage.join(url, "meta", f"{name}_template_pair_label.txt"))
+    if missing := np.setdiff1d(pairs, ids[:, 0])[:5].tolist():
         raise RecordError(f"{url}: pairs name templates without an image: {missing}")
     return IJBMetadata(
         [row[0] for row in points],
-        numbers[:, :10].reshape(-1, 5, 2),
-        numbers[:, 10],
+        np.stack([five_points(row[:-1].reshape(-1, 2)) for row in numbers]),
+        np.array([row[-1] for row in numbers]),
         ids[:, 0],
         ids[:, 1],
-        labelled[:, :2],
-        labelled[:, 2] == 1,
+        pairs,
+        issame,
     )
 
 
-def _table(url: str, columns: int) -> list[list[str]]:
-    rows = [line.split() for line in storage.read_bytes(url).decode().splitlines() if line.strip()]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != columns:
-            raise RecordError(f"{url}: line {number} has {len(row)} columns, not {columns}")
-    if not rows:
+def _rows(url: str, columns: tuple[int, ...]) -> Iterator[list[str]]:
+    """The rows of a table whose lines have one of these numbers of columns, all lines the same."""
+    width = 0
+    for number, line in enumerate(storage.read_bytes(url).split(b"\n"), start=1):
+        row = line.decode().split()
+        if not row:
+            continue
+        if len(row) not in columns or len(row) != (width or len(row)):
+            raise RecordError(f"{url}: line {number} has {len(row)} columns, not {width or columns[0]}")
+        width = len(row)
+        yield row
+    if not width:
         raise RecordError(f"{url}: empty")
-    return rows
 
 
-def align(image: NDArray[np.uint8], points: NDArray[np.float64], size: int = 112) -> NDArray[np.uint8]:
-    """Turn, scale and shift a face so that its points come nearest to ``ARCFACE_POINTS``; RGB ``uint8 [S, S, 3]``."""
-    forward = similarity(points, ARCFACE_POINTS * (size / 112))
-    inverse = np.linalg.inv(np.vstack([forward, [0, 0, 1]]))[:2]
-    picture = Image.fromarray(image)
-    coefficients = tuple(float(value) for value in inverse.ravel())
-    moved = picture.transform((size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR)
-    return np.asarray(moved)
+def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Template ids [P, 2] and labels [P]; IJB-C has 15.7 million lines, parsed a block at a time."""
+    data, start, line = storage.read_bytes(url), 0, 1
+    found: list[NDArray[np.int64]] = []
+    while start < len(data):
+        stop = data.find(b"\n", start + _PAIR_BLOCK) + 1 or len(data)
+        block = data[start:stop]
+        try:
+            numbers = np.array(block.split(), dtype=np.int64)
+        except ValueError:
+            numbers = np.empty(0, np.int64)
+        lines = [row for row in block.split(b"\n") if row.strip()]
+        if len(numbers) != 3 * len(lines) or any(len(row.split()) != 3 for row in lines):
+            _tell_bad_pair(url, block, line)
+        found.append(numbers.reshape(-1, 3))
+        start, line = stop, line + block.count(b"\n")
+    if not sum(map(len, found)):
+        raise RecordError(f"{url}: empty")
+    table = np.concatenate(found)
+    return table[:, :2], table[:, 2] == 1
 
 
-def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rotation, scale and shift, float64 [2, 3], that bring points nearest to others (Umeyama 1991)."""
-    mean_s, mean_t = source.mean(0), target.mean(0)
-    centred_s, centred_t = source - mean_s, target - mean_t
-    u, singular, vt = np.linalg.svd(centred_t.T @ centred_s / len(source))
-    sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u @ np.diag(sign) @ vt
-    scale = float((singular * sign).sum() / np.square(centred_s).sum(1).mean())
-    return np.hstack([scale * rotation, (mean_t - scale * rotation @ mean_s)[:, None]])
+def _tell_bad_pair(url: str, block: bytes, line: int) -> None:
+    for number, row in enumerate(block.split(b"\n"), start=line):
+        words = row.split()
+        if words and len(words) != 3:
+            raise RecordError(f"{url}: line {number} has {len(words)} columns, not 3")
+        if not all(word.lstrip(b"-").isdigit() for word in words):
+            raise RecordError(f"{url}: line {number} has {row[:60]!r}, not two template ids and a label")
 
 
 def embed_images(
-    url: str, metadata: IJBMetadata, embed: Embed, *, image_size: int, batch_size: int
+    url: str,
+    metadata: IJBMetadata,
+    embed: Embed,
+    *,
+    image_size: int,
+    batch_size: int,
+    world: World | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Embeddings of all images and of their flips, float32 [I, D] each, not normalised."""
-    plain, flipped = [], []
-    for batch in _batches(url, metadata, image_size, batch_size):
+    """Embeddings of all images and of their flips, float32 [I, D] each, not normalised.
+
+    Args:
+        world: its ranks share the images out, and all get the result.
+        progress: called with the number of images that this rank has done.
+    """
+    count, rank, size = len(metadata.images), world.rank if world else 0, world.size if world else 1
+    share = range(count * rank // size, count * (rank + 1) // size)
+    done, plain, flipped = 0, [], []
+    for batch in _batches(url, metadata, share, image_size, batch_size):
         plain.append(embed(batch))
         flipped.append(embed(np.ascontiguousarray(batch[..., ::-1])))
-    return np.concatenate(plain), np.concatenate(flipped)
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+    both = np.concatenate(plain), np.concatenate(flipped)
+    if world is None or size == 1:
+        return both
+    return _gather(both[0], count, world), _gather(both[1], count, world)
 
 
-def _batches(url: str, metadata: IJBMetadata, size: int, batch_size: int) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(metadata.images), batch_size):
+def _gather(own: NDArray[np.float32], count: int, world: World) -> NDArray[np.float32]:
+    padded = torch.zeros(-(-count // world.size), own.shape[1])
+    padded[: len(own)] = torch.from_numpy(own)
+    gathered = world.all_gather(padded).numpy()
+    sizes = [count * (rank + 1) // world.size - count * rank // world.size for rank in range(world.size)]
+    return np.concatenate([gathered[rank, :size] for rank, size in enumerate(sizes)])
+
+
+def _batches(url: str, metadata: IJBMetadata, share: range, size: int, batch_size: int) -> Iterator[NDArray[np.uint8]]:
+    for start in range(share.start, share.stop, batch_size):
         faces = []
-        for i in range(start, min(start + batch_size, len(metadata.images))):
+        for i in range(start, min(start + batch_size, share.stop)):
             where = storage.join(url, "loose_crop", metadata.images[i])
             try:
                 faces.append(align(decode_image(storage.read_bytes(where)), metadata.points[i], size))
@@ -157,17 +197,54 @@ def verify_templates(
         use_norm: keep the embeddings' lengths, which weight the images of a template; else make them units first.
         use_faceness: weight images by the detector's score.
     """
+    images = combine(plain, flipped, metadata, use_flip=use_flip, use_norm=use_norm, use_faceness=use_faceness)
+    return tar_at_fars(score_pairs(*pool_templates(images, metadata), metadata.pairs), metadata.issame)
+
+
+def combine(
+    plain: NDArray[np.float32],
+    flipped: NDArray[np.float32],
+    metadata: IJBMetadata,
+    *,
+    use_flip: bool = True,
+    use_norm: bool = True,
+    use_faceness: bool = True,
+) -> NDArray[np.float32]:
+    """One embedding an image, float32 [I, D]; the arguments are those of ``verify_templates``."""
     images = plain + flipped if use_flip else plain
     if not use_norm:
         images = images / np.maximum(np.linalg.norm(images, axis=1, keepdims=True), 1e-12)
     if use_faceness:
         images = images * metadata.faceness[:, None].astype(images.dtype)
-    ids, templates = pool_templates(images, metadata)
-    rows = np.searchsorted(ids, metadata.pairs)
-    scores = np.empty(len(rows))
-    for start in range(0, len(rows), 100_000):
-        part = rows[start : start + 100_000]
-        scores[start : start + 100_000] = (templates[part[:, 0]] * templates[part[:, 1]]).sum(1)
-    far, tar = roc_curve(-scores, metadata.issame)
-    # As the field reads it off: the TAR at the point whose FAR is nearest, the later one where several are.
-    return {f"{level:.0e}": float(tar[len(far) - 1 - int(np.argmin(np.abs(far[::-1] - level)))]) for level in FARS}
+    return images
+
+
+def score_pairs(
+    ids: NDArray[np.int64], templates: NDArray[np.float64], pairs: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Cosines of pairs of templates, float32 [P], a block of pairs at a time."""
+    units = templates.astype(np.float32)
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), _SCORE_BLOCK):
+        rows = np.searchsorted(ids, pairs[start : start + _SCORE_BLOCK])
+        scores[start : start + _SCORE_BLOCK] = np.einsum("nd,nd->n", units[rows[:, 0]], units[rows[:, 1]])
+    return scores
+
+
+def tar_at_fars(scores: NDArray[np.float32], issame: NDArray[np.bool_]) -> dict[str, float]:
+    """TAR at the FAR nearest to each level; of two as near, and of several TARs, the larger.
+
+    The FARs that thresholds can reach are k / N for every k at which the sorted impostor scores fall; there, the
+    threshold may sink to just above the next impostor. Two sorts in place, so that 15.7 million pairs need no curve.
+    """
+    impostors, genuine = np.sort(scores[~issame]), np.sort(scores[issame])
+    count, result = len(impostors), {}
+    falls = np.flatnonzero(impostors[1:] != impostors[:-1]) + 1  # from below: the first of each distinct score
+    reachable = np.concatenate([[0], count - falls[::-1], [count]]) if count else np.zeros(1, np.int64)
+    rates = reachable / max(1, count)
+    for level in FARS:
+        distance = np.abs(rates - level)
+        accepted = int(reachable[len(rates) - 1 - int(np.argmin(distance[::-1]))])
+        above = 0 if accepted == count else np.searchsorted(genuine, impostors[count - accepted - 1], side="right")
+        result[f"{level:.0e}"] = float((len(genuine) - above) / max(1, len(genuine)))
+    return result

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from app import storage
 from app.backbones.registry import build_backbone
 from app.checkpoint.manager import CheckpointManager
 from app.config.options import parse_recipe
-from app.data.pixels import normalise_
 from app.device import Device
 from app.errors import AppError
+from app.evaluate.onnx_model import open_onnx
 from app.evaluate.verification import Embed, embed_with
 from app.run_folder import build_model, load_model
-from app.weights import ModelError, load_weights, parse_weights
+from app.weights import load_weights, parse_weights
 from app.world import World
 
 
@@ -47,7 +44,7 @@ def open_model(
 ) -> OpenedModel:
     """Open a model by what its URL ends with.
 
-    - ``.onnx``: run by ONNX Runtime on the CPU
+    - ``.onnx``: run by ONNX Runtime, on the accelerator it knows or the CPU; see ``onnx_model``
     - ``.pt``, ``.pth``: a state dict; needs ``backbone``, unless a ``model.json`` lies beside it
     - ``/checkpoints``: the newest sound checkpoint of a run folder
     - anything else: a run folder with its final ``model.pt``
@@ -90,23 +87,6 @@ def _newest_checkpoint(url: str, device: Device) -> tuple[torch.nn.Module, dict[
 
 
 def _open_onnx(url: str) -> OpenedModel:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ModelSourceError(f"{url}: needs the extra [export] for onnxruntime") from error
-    try:
-        session = onnxruntime.InferenceSession(storage.read_bytes(url), providers=["CPUExecutionProvider"])
-    except Exception as error:
-        if isinstance(error, AppError):
-            raise
-        raise ModelError(f"{url}: not an ONNX model that can be run: {str(error).splitlines()[0]}") from None
-    (given,) = session.get_inputs()
-    size = given.shape[-1] if isinstance(given.shape[-1], int) else 112
-    run: Callable[..., Any] = session.run
-
-    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (out,) = run(None, {given.name: normalise_(images.astype(np.float32))})
-        return np.asarray(out, dtype=np.float32)
-
-    about = {"backbone": "onnx", "image_size": size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
-    return OpenedModel(embed, size, about)
+    embed, form = open_onnx(url)
+    about = {"backbone": "onnx", "image_size": form.size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
+    return OpenedModel(embed, form.size, about)

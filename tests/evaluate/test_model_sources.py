@@ -18,8 +18,9 @@ from app.device import detect_device
 from app.errors import AppError
 from app.head.class_shards import class_range
 from app.train import main as train
-from app.train import make_trainer, start_from_weights
+from app.training.build import make_trainer
 from app.training.plan import ElasticPlan
+from app.training.start import start_from_weights
 from app.verify import main as verify
 from app.weights import read_centres
 from app.world import World

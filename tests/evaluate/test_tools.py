@@ -12,7 +12,7 @@ from app import storage
 from app.backbones.registry import build_backbone
 from app.data.decode import encode_jpeg
 from app.data.recordio import RecordError
-from app.evaluate import flops, ijb
+from app.evaluate import alignment, flops, ijb
 from app.evaluate.__main__ import main
 from tests.jobs import write_faces
 
@@ -26,7 +26,7 @@ def make_ijb(url: str, images: int = 24) -> None:
         storage.write_bytes(f"{url}/loose_crop/{i}.jpg", encode_jpeg(picture))
         template, media = i // 2 + 1, (i if i % 4 < 2 else i // 2) + 100
         faces.append(f"{i}.jpg {template} {media}")
-        moved = ijb.ARCFACE_POINTS + 10 + generator.normal(0, 1, (5, 2))
+        moved = alignment.ARCFACE_POINTS + 10 + generator.normal(0, 1, (5, 2))
         points.append(f"{i}.jpg " + " ".join(f"{v:.3f}" for v in moved.ravel()) + f" {generator.uniform(0.5, 1):.4f}")
     templates = images // 2
     pairs = [
@@ -68,16 +68,16 @@ def test_templates_and_scores_are_those_of_the_loops(tmp_path: Path) -> None:
 def test_alignment_brings_the_points_to_their_places() -> None:
     angle, scale, shift = 0.3, 1.7, np.array([20.0, -4.0])
     rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = ijb.ARCFACE_POINTS @ rotation.T + shift
-    transform = ijb.similarity(points, ijb.ARCFACE_POINTS)
-    np.testing.assert_allclose(points @ transform[:, :2].T + transform[:, 2], ijb.ARCFACE_POINTS, atol=1e-8)
+    points = alignment.ARCFACE_POINTS @ rotation.T + shift
+    transform = alignment.similarity(points, alignment.ARCFACE_POINTS)
+    np.testing.assert_allclose(points @ transform[:, :2].T + transform[:, 2], alignment.ARCFACE_POINTS, atol=1e-8)
     # A white dot on each point is where it should be in the aligned picture.
     image = np.zeros((300, 300, 3), dtype=np.uint8)
     moved = points + 60
     for x, y in moved:
         image[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
-    aligned = ijb.align(image, moved)
-    for x, y in ijb.ARCFACE_POINTS:
+    aligned = alignment.align(image, moved)
+    for x, y in alignment.ARCFACE_POINTS:
         assert aligned[round(y), round(x), 0] > 100
 
 
@@ -98,8 +98,20 @@ def test_the_tools_run_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     torch.save(build_backbone("r10_small", embedding_size=32).state_dict(), weights)
     model = ["--model", str(weights), "--backbone", "r10_small", "--embedding-size", "32"]
     make_ijb(str(tmp_path / "ijb"))
-    assert main(["ijb", *model, "--data", str(tmp_path / "ijb"), "--output", str(tmp_path / "ijb.json")]) == 0
-    assert "TAR@FAR=1e-04" in capsys.readouterr().out
+    outputs = [
+        "--output",
+        str(tmp_path / "ijb.json"),
+        "--scores",
+        str(tmp_path / "s.npy"),
+        "--roc",
+        str(tmp_path / "r.png"),
+    ]
+    assert main(["ijb", *model, "--data", str(tmp_path / "ijb"), *outputs]) == 0
+    out = capsys.readouterr().out
+    assert "TAR@FAR=1e-04" in out
+    assert "| Methods | 1e-06 |" in out
+    assert np.load(tmp_path / "s.npy").shape == (66,)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     write_faces(str(tmp_path / "set"), classes=3, per_class=5)
     assert main(["embed", *model, "--data", str(tmp_path / "set"), "--output", str(tmp_path / "e.npz")]) == 0
     saved = np.load(tmp_path / "e.npz")

@@ -1,0 +1,107 @@
+"""Identification, 1:N: is the person of a probe among the first found in a gallery, and who is taken for another.
+
+Closed set: share of the mated probes whose person is among the first 1, 5 and 10 of the gallery. Open set: the
+threshold is set where a share FPIR of the probes without a mate finds somebody; FNIR is the share of mated probes that
+do not find their person first and above it (NIST IR 8197; Maze et al. 2018, IJB-C).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import storage
+from app.data.recordio import RecordError
+
+RANKS = (1, 5, 10)
+FPIRS = (0.01, 0.1)
+_BLOCK = 1024  # probes compared at once
+# Templates and the people they show, int64 [T] each.
+Protocol = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def load_protocol(url: str, name: str) -> tuple[list[Protocol], Protocol | None]:
+    """Galleries G1 and G2 and the mixed probes of ``url/meta/<set>_1N_*.csv``; none where the files are not there.
+
+    Raises:
+        RecordError: a file's first two columns are not whole numbers, template and subject.
+    """
+    meta = storage.join(url, "meta")
+    galleries = [storage.join(meta, f"{name}_1N_gallery_G{number}.csv") for number in (1, 2)]
+    probes = storage.join(meta, f"{name}_1N_probe_mixed.csv")
+    if not storage.exists(probes):
+        return [], None
+    return [_read_protocol(gallery) for gallery in galleries if storage.exists(gallery)], _read_protocol(probes)
+
+
+def _read_protocol(url: str) -> Protocol:
+    rows = list(csv.reader(io.StringIO(storage.read_bytes(url).decode())))[1:]
+    try:
+        # A template has a line for each of its images.
+        table = np.unique(np.array([[int(row[0]), int(row[1])] for row in rows if row], dtype=np.int64), axis=0)
+        return table[:, 0], table[:, 1]
+    except (ValueError, IndexError) as error:
+        raise RecordError(f"{url}: a line does not begin with the numbers of template and subject: {error}") from error
+
+
+def identify_templates(
+    ids: NDArray[np.int64], templates: NDArray[np.float64], galleries: list[Protocol], probes: Protocol | None
+) -> dict[str, float]:
+    """The mean over the galleries of ``identify``.
+
+    Args:
+        ids: int64 [T], sorted; ``templates`` float [T, D], units.
+
+    Raises:
+        RecordError: a protocol names a template without an image.
+    """
+    assert probes is not None
+    for wanted, _ in [*galleries, probes]:
+        if missing := np.setdiff1d(wanted, ids)[:5].tolist():
+            raise RecordError(f"the 1:N protocol names templates without an image: {missing}")
+    rows = [
+        identify(
+            templates[np.searchsorted(ids, probes[0])],
+            probes[1],
+            templates[np.searchsorted(ids, gallery[0])],
+            gallery[1],
+        )
+        for gallery in galleries
+    ]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def identify(
+    probes: NDArray[np.float64],
+    probe_people: NDArray[np.int64],
+    gallery: NDArray[np.float64],
+    gallery_people: NDArray[np.int64],
+) -> dict[str, float]:
+    """``rank-1``, ``rank-5``, ``rank-10``, and ``FNIR@FPIR=...`` where there are probes without a mate.
+
+    Args:
+        probes: units, float [P, D]; ``gallery``: units, float [G, D]. A person may be in the gallery several times.
+    """
+    mated = np.isin(probe_people, gallery_people)
+    place = np.empty(len(probes), dtype=np.int64)  # of the best entry of the right person, from 0
+    best = np.empty(len(probes))
+    own = np.empty(len(probes))
+    for start in range(0, len(probes), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scores = probes[part] @ gallery.T
+        right = probe_people[part, None] == gallery_people[None]
+        own[part] = np.where(right, scores, -np.inf).max(1)
+        # An impostor with the same score counts as before: a constant embedding finds nobody.
+        place[part] = ((scores >= own[part, None]) & ~right).sum(1)
+        best[part] = scores.max(1)
+    result = {f"rank-{rank}": float((place[mated] < rank).mean()) if mated.any() else 0.0 for rank in RANKS}
+    strangers = np.sort(best[~mated])[::-1]
+    for level in FPIRS if len(strangers) and mated.any() else ():
+        allowed = int(level * len(strangers) + 1e-9)
+        threshold = strangers[allowed] if allowed < len(strangers) else -np.inf
+        missed = (own[mated] <= threshold) | (place[mated] > 0)
+        result[f"FNIR@FPIR={level}"] = float(missed.mean())
+    return result

@@ -1,0 +1,119 @@
+"""ONNX models of others: normalisation inside or outside, fixed batches, layouts; and what is no such model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from app.device import detect_device, onnx_providers
+from app.errors import AppError
+from app.evaluate.model_source import open_model
+from app.evaluate.onnx_model import input_form
+
+SIZE = 8
+RAW = np.random.default_rng(0).integers(0, 256, (3, 3, SIZE, SIZE), dtype=np.uint8)
+WEIGHT = np.random.default_rng(1).normal(size=(3 * SIZE * SIZE, 4)).astype(np.float32)
+
+
+def write(
+    path: Path, before: list[tuple[str, Any]], *, batch: int | str = "batch", shape: list[Any] | None = None
+) -> str:
+    """A linear model behind some arithmetic on its input."""
+    nodes, constants, name = [], [], "data"
+    for number, (kind, value) in enumerate(before):
+        array = np.asarray(value, dtype=np.float32)
+        constants.append(numpy_helper.from_array(array, f"c{number}"))
+        nodes.append(helper.make_node(kind, [name, f"c{number}"], [f"x{number}"]))
+        name = f"x{number}"
+    constants.append(numpy_helper.from_array(WEIGHT, "w"))
+    nodes += [helper.make_node("Flatten", [name], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["out"])]
+    shape = shape or [batch, 3, SIZE, SIZE]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [shape[0], 4])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def expected(images: np.ndarray[Any, Any] = RAW) -> np.ndarray[Any, Any]:
+    """What every model below should give: the linear map of pixels in [-1, 1]."""
+    result: np.ndarray[Any, Any] = ((images.astype(np.float64) - 127.5) / 127.5).reshape(len(images), -1) @ WEIGHT
+    return result
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        [],  # outside: the trainer's own export
+        [("Sub", 127.5), ("Mul", 1 / 127.5)],  # MXNet's exports
+        [("Sub", [[[127.5]], [[127.5]], [[127.5]]]), ("Div", 127.5)],
+        [("Mul", 1 / 127.5), ("Sub", 1.0)],
+        [("Mul", 1 / 255), ("Sub", 0.5), ("Div", 0.5)],
+        [("Sub", 0.5), ("Mul", 2.0)],  # wants 0..1
+        [("Mul", 2.0), ("Add", -1.0)],
+    ],
+)
+def test_pixels_are_normalised_once(tmp_path: Path, before: list[tuple[str, Any]]) -> None:
+    model = open_model(write(tmp_path / "m.onnx", before), detect_device())
+    assert model.image_size == SIZE
+    np.testing.assert_allclose(model.embed(RAW), expected(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_fixed_batch_is_filled_up(tmp_path: Path, batch: int) -> None:
+    model = open_model(write(tmp_path / "m.onnx", [], batch=batch), detect_device())
+    np.testing.assert_allclose(model.embed(RAW), expected(), rtol=1e-4, atol=1e-3)
+
+
+def test_metadata_says_more_than_the_graph(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = onnx.load(write(path, []))
+    helper.set_model_props(model, {"colour_order": "BGR", "mean": "127.5", "scale": "127.5"})
+    path.write_bytes(model.SerializeToString())
+    found = open_model(str(path), detect_device()).embed(RAW)
+    np.testing.assert_allclose(found, expected(RAW[:, ::-1]), rtol=1e-4, atol=1e-3)
+
+
+def test_channels_last_is_seen(tmp_path: Path) -> None:
+    model = open_model(write(tmp_path / "m.onnx", [], shape=["batch", SIZE, SIZE, 3]), detect_device())
+    np.testing.assert_allclose(model.embed(RAW), expected(RAW.transpose(0, 2, 3, 1)), rtol=1e-4, atol=1e-3)
+
+
+def test_arithmetic_that_meets_another_branch_is_not_normalisation() -> None:
+    """Two users of the input: nothing may be concluded from either."""
+    nodes = [
+        helper.make_node("Mul", ["data", "c"], ["a"]),
+        helper.make_node("Add", ["a", "data"], ["out"]),
+    ]
+    value = helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 4, 4])
+    graph = helper.make_graph(nodes, "g", [value], [], [numpy_helper.from_array(np.float32(3), "c")])
+    form = input_form(helper.make_model(graph), "data", [1, 3, 4, 4], "x")
+    assert (form.mean, form.scale) == (127.5, 127.5)
+
+
+def test_what_is_no_model_of_faces_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(AppError, match="not an ONNX model that can be run"):
+        open_model(str(tmp_path / "bad.onnx"), detect_device())
+    with pytest.raises(AppError, match="no axis of three colours"):
+        open_model(write(tmp_path / "m.onnx", [], shape=[1, 12, SIZE, 2]), detect_device())
+
+
+def test_providers_follow_what_is_there_and_the_chosen_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ["CPUExecutionProvider", "CANNExecutionProvider", "CUDAExecutionProvider"]
+    monkeypatch.delenv("ARCFACE_DEVICE", raising=False)
+    assert onnx_providers(there) == ["CUDAExecutionProvider", "CANNExecutionProvider", "CPUExecutionProvider"]
+    assert onnx_providers(there[:2]) == ["CANNExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setenv("ARCFACE_DEVICE", "cpu")
+    assert onnx_providers(there) == ["CPUExecutionProvider"]
