@@ -31,8 +31,9 @@ class DataConfig:
     block_mb: float = setting(0.5, "size of one ranged read, MiB", above=0)
     augment: str = setting(
         "flip",
-        "reference adds downscale, blur and grey to flip; small adds rotation, shift and light",
-        choices=("none", "flip", "reference", "small"),
+        "reference adds insightface's dali_aug to flip, adaface AdaFace's crop, low resolution and light, strong "
+        "coarse resizing and JPEG, small (for hundreds of images) rotation, shift and light",
+        choices=("none", "flip", "reference", "adaface", "strong", "small"),
     )
     workers: int = setting(4, "decoding threads a process", minimum=1)
     prefetch: int = setting(4, "micro-batches decoded ahead", minimum=0)

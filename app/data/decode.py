@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 
@@ -86,6 +87,23 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
             grey >>= 8
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
+
+
+def decode_into(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Decode into ``out``, RGB uint8 [H, W, 3]; an image of another size is returned, and ``out`` then undefined.
+
+    Raises:
+        RecordError: as ``decode_image``.
+    """
+    if data[:2] == b"\xff\xd8":
+        with contextlib.suppress(ValueError):  # it is larger, or not plain: CMYK, faults
+            image: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+            return None if image.shape == out.shape else image.copy()
+    image = decode_image(data)
+    if image.shape != out.shape:
+        return image
+    out[:] = image
+    return None
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = 95) -> bytes:

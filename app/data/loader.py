@@ -6,6 +6,7 @@ The state of a loader is the number of the step: everything else follows from th
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.data.augment import AUGMENTATIONS, sample_generator
-from app.data.decode import decode_image, resize
+from app.data.augment import AUGMENTATIONS, draw_batch, sample_generator, strong_augmentation
+from app.data.decode import decode_into, resize
 from app.data.order import SampleOrder
 from app.data.recordio import RecordError
 from app.data.source import Source
@@ -30,11 +31,21 @@ FETCHES = 8  # blocks that one process asks for at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: ``images`` uint8 [B, 3, H, W], ``labels`` int64 [B], ``positions`` int64 [B] in the dataset."""
+    """One micro-batch: ``images`` uint8 [B, 3, H, W], ``labels`` int64 [B], ``positions`` int64 [B] in the dataset.
+
+    The images lie in memory as [B, H, W, 3], torch's channels_last, and are as decoded; ``augmented`` transforms them
+    by ``draws`` [B, DRAWS] on whatever device they were copied to.
+    """
 
     images: Tensor
     labels: Tensor
     positions: Tensor
+    draws: Tensor | None = None
+    augment: str = "none"
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """Training transforms of ``images``, which are this batch's on some device; uint8 [B, 3, H, W]."""
+        return images if self.draws is None else AUGMENTATIONS[self.augment](images, self.draws)
 
 
 @dataclass(frozen=True)
@@ -59,13 +70,14 @@ class Loader:
         self._source = source
         self.order = order
         self._config = config
-        self._augment = AUGMENTATIONS[config.augment]
         self._decoders = ThreadPoolExecutor(max(1, config.threads), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._lock = threading.Lock()
         self.bad_records = 0
         self.samples_read = 0
+        self.decode_seconds = 0.0  # of all threads together
         self._resized = False
+        self._named: set[int] = set()  # positions of bad records that were warned about
 
     @property
     def batch_size(self) -> int:
@@ -84,6 +96,9 @@ class Loader:
             RecordError: too many records are unreadable, or a label is out of range.
         """
         start = first * self._config.batch_size
+        # The share of bad records is one of the whole run, not of what was read since the last start.
+        done = (epoch * self.steps_per_epoch + first) * self._config.batch_size * len(workers)
+        self.samples_read = max(self.samples_read, done)
         streams = {w: WindowStream(self._source, self.order, epoch, w, self._fetchers, start) for w in workers}
         specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
         pending: deque[Future[Batch]] = deque()
@@ -119,17 +134,18 @@ class Loader:
         start = step * config.batch_size
         positions, records = stream.read(start, start + config.batch_size)
         size = config.image_size
-        images = np.zeros((config.batch_size, 3, size, size), dtype=np.uint8)
+        started = time.perf_counter()
+        images = np.zeros((config.batch_size, size, size, 3), dtype=np.uint8)
         labels = np.zeros(config.batch_size, dtype=np.int64)
         good: list[int] = []
         for i, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
             try:
-                labels[i], image = self._decode(position, record)
+                labels[i] = self._decode(position, record, images[i])
             except RecordError as error:
-                self._count_bad(error)
+                self._count_bad(position, error)
                 continue
-            image = self._augment(image, sample_generator(config.seed, epoch, position))
-            images[i] = image.transpose(2, 0, 1)
+            if config.augment == "strong":
+                images[i] = strong_augmentation(images[i], sample_generator(config.seed, epoch, position))
             good.append(i)
         if not good:
             raise RecordError(f"{self._source.describe(int(positions[0]))} and all others of its batch are unreadable")
@@ -138,13 +154,26 @@ class Loader:
             images[i], labels[i], positions[i] = images[good[0]], labels[good[0]], positions[good[0]]
         with self._lock:
             self.samples_read += config.batch_size
-        return Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(positions))
+            self.decode_seconds += time.perf_counter() - started
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            torch.from_numpy(labels),
+            torch.from_numpy(positions),
+            draw_batch(config.seed, epoch, positions),
+            config.augment,
+        )
 
-    def _decode(self, position: int, record: bytes) -> tuple[int, NDArray[np.uint8]]:
+    def figures(self) -> dict[str, float]:
+        """What reading and decoding cost this process so far."""
+        rate = self.samples_read / max(1e-9, self.decode_seconds)
+        return {"decoded_per_thread_second": rate, **self._source.figures()}
+
+    def _decode(self, position: int, record: bytes, out: NDArray[np.uint8]) -> int:
+        """Decode a sample into ``out`` and return its class."""
         config = self._config
         label, encoded = self._source.parse(position, record)
         try:
-            image = decode_image(encoded) if isinstance(encoded, bytes) else encoded
+            image = decode_into(encoded, out) if isinstance(encoded, bytes) else encoded
         except RecordError as error:
             raise RecordError(f"{self._source.describe(position)}: {error}") from error
         if not (0 <= label < config.num_classes and label == int(label)):
@@ -152,10 +181,12 @@ class Loader:
                 f"{self._source.describe(position)}: label {label:g} is outside 0..{config.num_classes - 1} or no "
                 "whole number: correct data.num_classes or the dataset"
             )
-        if image.shape[:2] != (config.image_size, config.image_size):
-            self._report_size(position, image)
-            image = resize(image, config.image_size, config.image_size)
-        return int(label), image
+        if image is not None:
+            if image.shape != out.shape:
+                self._report_size(position, image)
+                image = resize(image, config.image_size, config.image_size)
+            out[:] = image
+        return int(label)
 
     def _report_size(self, position: int, image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]
@@ -166,16 +197,19 @@ class Loader:
             self._resized = True
             warnings.warn(f"{text}; it and all like it are resized", stacklevel=2)
 
-    def _count_bad(self, error: RecordError) -> None:
+    def _count_bad(self, position: int, error: RecordError) -> None:
         if isinstance(error, MisfitError):
             raise error
         with self._lock:
             self.bad_records += 1
             bad, read = self.bad_records, max(self.samples_read, MIN_SAMPLES_FOR_SHARE)
-        warnings.warn(f"skipped: {error}", stacklevel=2)
+            known = position in self._named
+            self._named.add(position)
+        if not known:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
         if bad > self._config.max_bad_share * read:
             raise RecordError(
-                f"{bad} unreadable records among the first {read}: more than data.max_bad_share = "
+                f"{bad} unreadable records among {read}: more than data.max_bad_share = "
                 f"{self._config.max_bad_share}; the last one: {error}"
             ) from error
 

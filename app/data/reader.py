@@ -7,12 +7,14 @@ not kept: windows of one worker do not overlap, except in one block at each seam
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
 from app.data.dataset import Dataset
+from app.data.fetch import RangeFetcher
 from app.data.recordio import ImageHeader, RecordError, unpack_image, unpack_record
 
 
@@ -26,10 +28,19 @@ class RecordReader:
 
     def __init__(self, dataset: Dataset, *, max_request_bytes: int = 8 << 20, max_gap_bytes: int = 64 << 10) -> None:
         self.dataset = dataset
-        self.bytes_read = 0
-        self.requests = 0
         self._max_request = max_request_bytes
         self._max_gap = max_gap_bytes
+        self.fetcher = RangeFetcher(dataset.object)
+
+    @property
+    def requests(self) -> int:
+        """Ranged reads so far."""
+        return self.fetcher.requests
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came with them."""
+        return self.fetcher.bytes_read
 
     def read(self, positions: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
         """Undecoded records at ``positions``, in that order.
@@ -42,7 +53,7 @@ class RecordReader:
         starts, stops = self.dataset.starts[wanted[order]], self.dataset.stops[wanted[order]]
         groups = self._group(starts, stops)
         ranges = [(int(starts[first]), int(stops[last - 1])) for first, last in groups]
-        chunks = self._fetch(ranges)
+        chunks = self.fetcher.fetch(ranges)
         records: list[bytes] = [b""] * len(wanted)
         for (first, last), (base, _), chunk in zip(groups, ranges, chunks, strict=True):
             for i in range(first, last):
@@ -58,22 +69,14 @@ class RecordReader:
     def _group(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Runs of neighbouring records, as slices of the sorted arrays."""
         groups: list[tuple[int, int]] = []
-        first = 0
-        for i in range(1, len(starts) + 1):
-            if (
-                i == len(starts)
-                or starts[i] - stops[i - 1] > self._max_gap
-                or stops[i] - starts[first] > self._max_request
-            ):
-                groups.append((first, i))
-                first = i
+        breaks = np.flatnonzero(starts[1:] - stops[:-1] > self._max_gap) + 1
+        for first, last in pairwise([0, *breaks.tolist(), len(starts)]):
+            start = first
+            while start < last:
+                end = int(np.searchsorted(stops[start:last], starts[start] + self._max_request, side="right")) + start
+                groups.append((start, max(start + 1, end)))
+                start = groups[-1][1]
         return groups
-
-    def _fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
-        chunks = storage.read_ranges(self.dataset.url, ranges)
-        self.requests += len(ranges)
-        self.bytes_read += sum(map(len, chunks))
-        return chunks
 
     def parse(self, position: int, record: bytes) -> tuple[ImageHeader, bytes]:
         """Split a record into header and image bytes.

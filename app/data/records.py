@@ -45,5 +45,5 @@ class RecordSource:
         return classes_without_image(self.dataset)
 
     def figures(self) -> dict[str, float]:
-        """Ranged reads and bytes."""
-        return {"requests": self.reader.requests, "bytes_read": self.reader.bytes_read}
+        """Requests, bytes, what was asked for again, and how long requests took."""
+        return self.reader.fetcher.figures()

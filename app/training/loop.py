@@ -221,6 +221,7 @@ class Loop:
             loss_scale=self.trainer.loss_scale.scale,
             world_size=self.world.size,
             bad_records=self.loader.bad_records,
+            **self.loader.figures(),
         )
         self.metrics.step.set(self.step)
         self.metrics.loss.set(speed.mean_loss)

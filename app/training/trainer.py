@@ -147,7 +147,7 @@ class Trainer:
             return torch.cat([empty, padding]), labels
         images = batch.images.pin_memory() if self.device.pin_memory else batch.images
         images = images.to(device, non_blocking=True)
-        images = normalise_(images.to(torch.float32, memory_format=self.memory_format))
+        images = normalise_(batch.augmented(images).to(torch.float32, memory_format=self.memory_format))
         with self.device.autocast(self.recipe.train.precision), self.statistics.micro_batch():
             embeddings = self.model(images)
         return embeddings, batch.labels.to(device, non_blocking=True)

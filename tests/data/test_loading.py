@@ -41,7 +41,7 @@ def make_loader(folder: str, *, workers: int = 2, batch: int = 4, **config: obje
 
 
 def flat(steps: Iterator[list[Batch]]) -> list[tuple[list[int], int]]:
-    return [(batch.positions.tolist(), int(batch.images.long().sum())) for step in steps for batch in step]
+    return [(b.positions.tolist(), int(b.augmented(b.images).long().sum())) for step in steps for b in step]
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -1,0 +1,174 @@
+"""Ranges of one object in one version: pinned, bounded in time, asked again, and counted.
+
+An object that is replaced while it is read is an error that names it, whatever its new size: in S3 every request says
+``If-Match``; a local file is held open and compared with what was opened. A request that takes much longer than others
+is sent a second time, and the first answer counts; one that takes too long is given up and sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fsspec.asyn import AsyncFileSystem, sync
+
+from app import storage
+from app.errors import AppError
+from app.patience import patiently
+from app.storage import ObjectInfo, StorageError
+
+ATTEMPTS = 4
+DEADLINE = 20.0  # seconds for a request, and
+SLOWEST = 256 << 10  # bytes a second that must arrive besides
+HEDGE = 2.0  # seconds after which a request is sent a second time, at least
+
+
+class RangeFetcher:
+    """Reads ranges of the object that ``info`` describes; open one a process."""
+
+    def __init__(self, info: ObjectInfo) -> None:
+        self.info = info
+        self.requests = self.bytes_read = self.retries = self.hedged = 0
+        self._latencies: deque[float] = deque(maxlen=1000)
+        self._filesystem, self._path = storage.open_filesystem(info.url)
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        if storage.is_local(self._filesystem):
+            with storage.explained(info.url, "read"):
+                self._file = os.open(self._path, os.O_RDONLY)
+                status = os.fstat(self._file)
+            self._opened = self._state(status)
+            if status.st_size != info.size or (info.tag and str(status.st_mtime) != info.tag):
+                raise self._changed("the file is another one now")
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Bytes of half-open ranges, in their order.
+
+        Raises:
+            StorageError: the object was replaced or truncated, or the store does not give it; ``transient`` if it may
+                later.
+        """
+        chunks = patiently(self.info.url, lambda: self._fetch(ranges), answers=_came_from_the_store)
+        for (start, stop), chunk in zip(ranges, chunks, strict=True):
+            if len(chunk) != stop - start:
+                raise self._changed(f"bytes {start}-{stop} came back with {len(chunk)} bytes")
+        with self._lock:
+            self.requests += len(ranges)
+            self.bytes_read += sum(map(len, chunks))
+        return chunks
+
+    def figures(self) -> dict[str, float]:
+        """Counters, and the median and 99th percentile of the last thousand requests' seconds."""
+        times = list(self._latencies) or [0.0]
+        return {
+            "requests": self.requests,
+            "bytes_read": self.bytes_read,
+            "retries": self.retries,
+            "hedged": self.hedged,
+            "latency_p50": float(np.quantile(times, 0.5)),
+            "latency_p99": float(np.quantile(times, 0.99)),
+        }
+
+    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        if self._file is not None:
+            return self._read_file(ranges)
+        if isinstance(self._filesystem, AsyncFileSystem):
+            with storage.explained(self.info.url, f"read of {len(ranges)} ranges"):
+                return list(sync(self._filesystem.loop, self._gather, ranges))
+        started = time.perf_counter()
+        chunks = storage.read_ranges(self.info.url, ranges)
+        self._latencies.append(time.perf_counter() - started)
+        return chunks
+
+    def _read_file(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        assert self._file is not None
+        with storage.explained(self.info.url, "read"):
+            if self._state(os.stat(self._path)) != self._opened:
+                raise self._changed("the file is another one now")
+            chunks = []
+            for start, stop in ranges:
+                started = time.perf_counter()
+                chunks.append(os.pread(self._file, stop - start, start))
+                self._latencies.append(time.perf_counter() - started)
+        return chunks
+
+    @staticmethod
+    def _state(status: os.stat_result) -> tuple[int, ...]:
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _changed(self, what: str) -> StorageError:
+        return StorageError(
+            f"{storage.redact(self.info.url)}: {what}: it was truncated or replaced since the run opened it; upload "
+            ".rec and .idx again together, and start again"
+        )
+
+    async def _gather(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        return list(await asyncio.gather(*(self._ask(start, stop) for start, stop in ranges)))
+
+    async def _ask(self, start: int, stop: int) -> bytes:
+        """One range: short answers and failures that may pass are asked for again, after jittered pauses."""
+        chunk = b""
+        for attempt in range(ATTEMPTS):
+            try:
+                chunk = await self._ask_twice_when_slow(start, stop)
+            except Exception as error:
+                if attempt + 1 == ATTEMPTS or not _may_pass(self.info.url, error):
+                    raise
+            else:
+                if len(chunk) == stop - start:
+                    return chunk
+            self.retries += 1
+            await asyncio.sleep(0.2 * 2**attempt * float(np.random.default_rng().uniform(0.5, 1.0)))
+        return chunk
+
+    async def _ask_twice_when_slow(self, start: int, stop: int) -> bytes:
+        limit = DEADLINE + (stop - start) / SLOWEST
+        usual = 4 * max(self._latencies, default=HEDGE) if len(self._latencies) > 20 else 4 * HEDGE
+        started = time.perf_counter()
+        tasks = [asyncio.ensure_future(self._request(start, stop))]
+        try:
+            done, _ = await asyncio.wait(tasks, timeout=min(limit / 2, max(HEDGE, usual)))
+            if not done:
+                self.hedged += 1
+                tasks.append(asyncio.ensure_future(self._request(start, stop)))
+                done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise TimeoutError(f"no answer in {limit:.0f} s")
+            chunk: bytes = done.pop().result()
+            self._latencies.append(time.perf_counter() - started)
+            return chunk
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _request(self, start: int, stop: int) -> bytes:
+        filesystem: Any = self._filesystem
+        if not hasattr(filesystem, "_call_s3"):
+            return bytes(await filesystem._cat_file(self._path, start=start, end=stop))
+        bucket, key, version = filesystem.split_path(self._path)
+        pinned = {"VersionId": version} if version else {"IfMatch": f'"{self.info.tag}"'} if self.info.tag else {}
+        answer = await filesystem._call_s3(
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned
+        )
+        try:
+            return bytes(await answer["Body"].read())
+        finally:
+            answer["Body"].close()
+
+
+def _came_from_the_store(error: AppError) -> bool:
+    return getattr(error, "kind", "") != "unreachable"
+
+
+def _may_pass(url: str, error: Exception) -> bool:
+    try:
+        with storage.explained(url, "read"):
+            raise error
+    except StorageError as explained:
+        return explained.transient
