@@ -10,8 +10,6 @@ import warnings
 
 import torch
 
-from app import storage
-from app.checkpoint.manager import CheckpointManager
 from app.config.help import answer
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
@@ -23,10 +21,18 @@ from app.errors import EXIT_INTERRUPTED, AppError, run_main
 from app.head.class_shards import class_range
 from app.observe.events import EventLog
 from app.run_folder import run_url
-from app.training.build import count_classes, load_sets, look_for_empty_classes, make_plan, make_trainer
+from app.training.build import (
+    count_classes,
+    load_sets,
+    look_for_empty_classes,
+    make_plan,
+    make_trainer,
+    open_checkpoints,
+)
 from app.training.finish import finish_run
 from app.training.loop import Loop, Outcome
-from app.training.start import is_complete, previous_state, resume, say_start
+from app.training.start import is_complete, previous_state, resume, say_complete, say_start
+from app.training.verifier import Verifier
 from app.world import World, join_world
 
 
@@ -63,10 +69,7 @@ def train(recipe: Recipe) -> int:
         outcome = Outcome.COMPLETE if is_complete(loop) else loop.run()
         loop.loader.close()
         if outcome is Outcome.COMPLETE:
-            loop.progress.say(
-                f"{recipe.name}: this run is complete (step {loop.step} of {loop.total_steps}); nothing was changed. "
-                "To train on, raise --train.epochs; to train anew, take another --name or --output.url"
-            )
+            say_complete(loop)
         elif outcome is Outcome.FINISHED:
             finish_run(loop)
         events.close()
@@ -76,24 +79,6 @@ def train(recipe: Recipe) -> int:
     if world.rank == 0:
         report_done()
     return 0
-
-
-def open_checkpoints(recipe: Recipe, world: World) -> CheckpointManager:
-    """The checkpoints of the run, whose folder this job holds from now on."""
-    config = recipe.checkpoint
-    checkpoints = CheckpointManager(
-        storage.join(run_url(recipe), "checkpoints"),
-        world,
-        keep_last=config.keep_last,
-        keep_every=config.keep_every,
-        # Ranks wait for each other in a collective, which must not give up before.
-        patience=min(config.patience, recipe.train.step_timeout),
-        resume=config.resume,
-        conditional=config.commit == "conditional",
-    )
-    if not recipe.train.perf_steps:
-        checkpoints.hold()
-    return checkpoints
 
 
 def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -> Loop:
@@ -115,7 +100,8 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
         seed=recipe.train.seed,
     )
     trainer = make_trainer(recipe, world, plan, num_classes)
-    loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, load_sets(recipe), source.tag)
+    verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))
+    loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
     resume(loop, resumed)
     if not is_complete(loop):
         say_start(loop, before)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from app import storage
+from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
@@ -15,7 +16,7 @@ from app.device import dtype_of
 from app.evaluate.metrics import check_pairs
 from app.head.margins import build_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig
-from app.run_folder import build_model
+from app.run_folder import build_model, run_url
 from app.training.plan import ElasticPlan
 from app.training.state import RunState
 from app.training.trainer import Trainer
@@ -61,6 +62,24 @@ def make_plan(recipe: Recipe, world: World, before: RunState | None) -> ElasticP
     return ElasticPlan(
         train.logical_workers or max(train.max_processes, world.size) * train.gradient_accumulation, world.size
     )
+
+
+def open_checkpoints(recipe: Recipe, world: World) -> CheckpointManager:
+    """The checkpoints of the run, whose folder this job holds from now on."""
+    config = recipe.checkpoint
+    checkpoints = CheckpointManager(
+        storage.join(run_url(recipe), "checkpoints"),
+        world,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        # Ranks wait for each other in a collective, which must not give up before.
+        patience=min(config.patience, recipe.train.step_timeout),
+        resume=config.resume,
+        conditional=config.commit == "conditional",
+    )
+    if not recipe.train.perf_steps:
+        checkpoints.hold()
+    return checkpoints
 
 
 def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> Trainer:

@@ -58,7 +58,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
     """The figures of a run as plain JSON."""
     return {
         "recipe": loop.recipe.name,
-        "accuracy_highest": dict(loop.highest),
+        "accuracy_highest": dict(loop.verifier.highest),
         "fps": loop.images_per_second,
         "epochs": loop.recipe.train.epochs,
         "steps": loop.step,

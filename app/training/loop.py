@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import faulthandler
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from app import storage
 from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe
-from app.data.bin_sets import VerificationSet
 from app.data.loader import Batch, Loader
 from app.elastic.signals import StopRequest
-from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Remaining, Speed, format_duration
-from app.run_folder import run_url, save_model
-from app.training.profile_window import profile_window
+from app.training.checkpoint_clock import CheckpointClock
+from app.training.profile_window import profiled_steps
 from app.training.schedule import learning_rate
 from app.training.state import RunState, recipe_fields
 from app.training.trainer import NotFiniteError, StepResult, Trainer
+from app.training.verifier import Verifier
 from app.world import World
 
 
@@ -49,12 +44,9 @@ class Loop:
     checkpoints: CheckpointManager
     events: EventLog
     stop: StopRequest
-    sets: list[VerificationSet] = field(default_factory=list)
+    verifier: Verifier
     data_tag: str = ""  # version of the .rec file: a resumed run must train on the same one
     step: int = 0
-    highest: dict[str, float] = field(default_factory=dict)  # Accuracy-Highest of each set
-    accuracies: dict[str, float] = field(default_factory=dict)  # of the last verification
-    best_mean: float = 0.0  # highest mean over the sets, of one verification
 
     def __post_init__(self) -> None:
         train = self.recipe.train
@@ -66,7 +58,7 @@ class Loop:
         self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
         self._speed, self._remaining = Speed(), Remaining()
         self._rates: list[float] = []
-        self._last_checkpoint = time.monotonic()
+        self._clock = CheckpointClock(self.recipe.checkpoint, self.world)
 
     def start_at(self, step: int) -> None:
         """Go on as if ``step`` steps were done."""
@@ -84,7 +76,7 @@ class Loop:
     def run(self) -> Outcome:
         """Train until the end or until a node is asked to stop."""
         try:
-            with self._profiler() as profiler:
+            with profiled_steps(self.recipe, self.world, self.progress, self.step, self.last_step) as profiler:
                 outcome = self._run(profiler)
         finally:
             self.progress.close()
@@ -116,7 +108,7 @@ class Loop:
             uploading = result.flags[1] > 0
             if self.checkpoints.busy and (stopping or not uploading):
                 self._commit(wait=stopping)
-            if stopping or (self._checkpoint_due() and not self.checkpoints.busy):
+            if stopping or (self._clock.due(self.step) and not self.checkpoints.busy):
                 self._start_checkpoint()
             every = self.recipe.train.verify_every
             if every and self.step % every == 0 and self.step < self.last_step:
@@ -127,42 +119,9 @@ class Loop:
         return Outcome.STOPPED if stopping else Outcome.FINISHED
 
     def verify(self) -> None:
-        """Accuracy on every configured set, shared out over the ranks; keeps the highest."""
-        if not self.sets:
-            return
-        self.trainer.backbone.eval()
-        embed = embed_with(self.trainer.backbone, self.world.device, self.recipe.train.precision)
-        for pairs in self.sets:
-            result = verify_set(
-                pairs,
-                embed,
-                image_size=self.recipe.data.image_size,
-                batch_size=self.recipe.verify.batch_size,
-                world=self.world,
-            )
-            metrics = result.metrics
-            self.accuracies[pairs.name] = metrics.accuracy
-            self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), metrics.accuracy)
-            head = f"[{pairs.name}][{self.step}]"
-            self.progress.say(f"{head}XNorm: {result.xnorm:.6f}")
-            self.progress.say(f"{head}Accuracy-Flip: {metrics.accuracy:.5f}+-{metrics.accuracy_std:.5f}")
-            self.progress.say(f"{head}Accuracy-Highest: {self.highest[pairs.name]:.5f}")
-            self.metrics.accuracy.labels(pairs.name).set(metrics.accuracy)
-            self.events.add(f"verification/{pairs.name}", self.step, **result.summary())
-        self.trainer.backbone.train()
-        self._keep_best()
+        """Accuracy on every configured set; a collective."""
+        self.verifier.verify(self.step, self.progress, self.metrics, self.events)
         self._speed.restart_clock()
-
-    def _keep_best(self) -> None:
-        """Keep the backbone with the highest mean accuracy in best/, to be opened like a run folder."""
-        mean = sum(self.accuracies.values()) / len(self.accuracies)
-        if mean <= self.best_mean:
-            return
-        self.best_mean = mean
-        if self.world.rank == 0:
-            url = storage.join(run_url(self.recipe), "best")
-            save_model(url, self.trainer.backbone, self.recipe, self.step)
-            self.events.add("best", self.step, mean_accuracy=mean)
 
     def save(self) -> None:
         """Commit a checkpoint of this step now, unless that was the last thing done."""
@@ -173,23 +132,7 @@ class Loop:
 
     def _start_checkpoint(self) -> None:
         self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
-        self._last_checkpoint = time.monotonic()
-
-    @contextlib.contextmanager
-    def _profiler(self) -> Iterator[Any]:
-        """With ``train.profiling``, a trace of rank 0 in the run folder's profile/, for TensorBoard and Perfetto."""
-        if not self.recipe.train.profiling or self.world.rank != 0:
-            yield None
-            return
-        with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-            first, count = profile_window(self.recipe.train, self.step, self.last_step)
-            self.progress.say(f"profiling steps {self.step + first} to {self.step + first + count}")
-            with self.world.device.profiler(folder, skip=first, steps=count) as profiler:
-                yield profiler
-            for path in Path(folder).rglob("*"):
-                if path.is_file():
-                    url = storage.join(run_url(self.recipe), "profile", str(path.relative_to(folder)))
-                    storage.write_bytes(url, path.read_bytes())
+        self._clock.restart()
 
     def _batches(self) -> Iterator[list[Batch]]:
         share = self.trainer.plan.share(self.world.rank)
@@ -241,22 +184,12 @@ class Loop:
         self.events.add("checkpoint", manifest.step, bytes=sum(item.size for item in manifest.objects))
         self.events.flush()
 
-    def _checkpoint_due(self) -> bool:
-        config = self.recipe.checkpoint
-        if config.every_steps:
-            return self.step % config.every_steps == 0
-        # Rank 0's clock decides for all: the answer must be the same everywhere.
-        late = time.monotonic() - self._last_checkpoint > 60 * config.every_minutes
-        if not config.every_minutes or self.step % 10:
-            return False
-        return self.world.all_reduce([float(late and self.world.rank == 0)], "max")[0] > 0
-
     def _meta(self) -> dict[str, Any]:
         return RunState(
             recipe=recipe_fields(self.recipe),
             logical_workers=self.trainer.plan.logical_workers,
             num_classes=self.trainer.head.config.num_classes,
             data_tag=self.data_tag,
-            highest=dict(self.highest),
-            best_mean=self.best_mean,
+            highest=dict(self.verifier.highest),
+            best_mean=self.verifier.best_mean,
         ).to_meta()

@@ -50,8 +50,8 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
         return
     loop.trainer.load(resumed)
     state = RunState.from_meta(resumed.meta, loop.checkpoints.url)
-    loop.highest.update(state.highest)
-    loop.best_mean = state.best_mean
+    loop.verifier.highest.update(state.highest)
+    loop.verifier.best_mean = state.best_mean
     loop.start_at(resumed.step)
 
 
@@ -61,6 +61,14 @@ def is_complete(loop: Loop) -> bool:
     if loop.world.rank == 0 and loop.step >= loop.last_step and not loop.recipe.train.perf_steps:
         written = storage.exists(storage.join(run_url(loop.recipe), "summary.json"))
     return loop.world.all_reduce([float(written)], "max")[0] > 0
+
+
+def say_complete(loop: Loop) -> None:
+    """Say that an earlier start finished the run, and what to do."""
+    loop.progress.say(
+        f"{loop.recipe.name}: this run is complete (step {loop.step} of {loop.total_steps}); nothing was changed. "
+        "To train on, raise --train.epochs; to train anew, take another --name or --output.url"
+    )
 
 
 def say_start(loop: Loop, before: RunState | None) -> None:

@@ -1,0 +1,71 @@
+"""Verification inside the loop, and the best backbone so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from app import storage
+from app.config.recipe import Recipe
+from app.data.bin_sets import VerificationSet
+from app.evaluate.verification import embed_with, verify_set
+from app.observe.events import EventLog
+from app.observe.metrics import Metrics
+from app.observe.progress import Progress
+from app.run_folder import run_url, save_model
+from app.world import World
+
+
+@dataclass
+class Verifier:
+    """Measures a backbone on the verification sets, shared out over the ranks, and keeps the best one in ``best/``.
+
+    ``highest`` is each set's Accuracy-Highest, ``accuracies`` those of the last verification, ``best_mean`` the highest
+    mean over the sets of one verification.
+    """
+
+    recipe: Recipe
+    world: World
+    backbone: nn.Module
+    sets: list[VerificationSet]
+    highest: dict[str, float] = field(default_factory=dict)
+    accuracies: dict[str, float] = field(default_factory=dict)
+    best_mean: float = 0.0
+
+    def verify(self, step: int, progress: Progress, metrics: Metrics, events: EventLog) -> None:
+        """Accuracy on every set; a collective."""
+        if not self.sets:
+            return
+        self.backbone.eval()
+        embed = embed_with(self.backbone, self.world.device, self.recipe.train.precision)
+        for pairs in self.sets:
+            result = verify_set(
+                pairs,
+                embed,
+                image_size=self.recipe.data.image_size,
+                batch_size=self.recipe.verify.batch_size,
+                world=self.world,
+            )
+            measured = result.metrics
+            self.accuracies[pairs.name] = measured.accuracy
+            self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), measured.accuracy)
+            head = f"[{pairs.name}][{step}]"
+            progress.say(f"{head}XNorm: {result.xnorm:.6f}")
+            progress.say(f"{head}Accuracy-Flip: {measured.accuracy:.5f}+-{measured.accuracy_std:.5f}")
+            progress.say(f"{head}Accuracy-Highest: {self.highest[pairs.name]:.5f}")
+            metrics.accuracy.labels(pairs.name).set(measured.accuracy)
+            events.add(f"verification/{pairs.name}", step, **result.summary())
+        self.backbone.train()
+        self._keep_best(step, events)
+
+    def _keep_best(self, step: int, events: EventLog) -> None:
+        """Keep the backbone with the highest mean accuracy in best/, to be opened like a run folder."""
+        mean = sum(self.accuracies.values()) / len(self.accuracies)
+        if mean <= self.best_mean:
+            return
+        self.best_mean = mean
+        if self.world.rank == 0:
+            url = storage.join(run_url(self.recipe), "best")
+            save_model(url, self.backbone, self.recipe, step)
+            events.add("best", step, mean_accuracy=mean)
