@@ -338,6 +338,18 @@ class CheckpointManager:
             raise DamagedError(f"{url}: it does not hold all classes {rows[0]}..{rows[1] - 1}")
         return TrainingState(manifest.step, replicated, sharded, rows, manifest.meta)
 
+    def load_step(self, step: int, rows: tuple[int, int]) -> TrainingState:
+        """The newest checkpoint of one step, for one process.
+
+        Raises:
+            CheckpointError: there is none of that step; names those that there are.
+            DamagedError: it is not sound.
+        """
+        found = {manifest.step: folder for folder, manifest in self.manifests()}
+        if step not in found:
+            raise CheckpointError(f"{self.url}: no checkpoint of step {step}; there are {sorted(found)}")
+        return self._load(found[step], rows, time.monotonic() + self.patience)
+
     def manifests(self) -> list[tuple[str, Manifest]]:
         """Folder names and manifests of the committed checkpoints, oldest first."""
         found = []

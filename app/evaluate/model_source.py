@@ -45,45 +45,63 @@ def open_model(
     """Open a model by what its URL ends with.
 
     - ``.onnx``: run by ONNX Runtime, on the accelerator it knows or the CPU; see ``onnx_model``
-    - ``.pt``, ``.pth``: a state dict; needs ``backbone``, unless a ``model.json`` lies beside it
-    - ``/checkpoints``: the newest sound checkpoint of a run folder
-    - anything else: a run folder with its final ``model.pt``
+    - anything else: see ``open_backbone``
 
     Raises:
         ModelSourceError, ModelError, StorageError: there is no such model, or it is damaged.
     """
     if url.endswith(".onnx"):
         return _open_onnx(url)
-    if url.rstrip("/").endswith("checkpoints"):
-        model, about = _newest_checkpoint(url.rstrip("/"), device)
-    elif url.endswith((".pt", ".pth")):
-        folder = url.rsplit("/", 1)[0] if "/" in url else "."
-        if not backbone and url.endswith("/model.pt") and storage.exists(storage.join(folder, "model.json")):
-            model, about = load_model(folder)
-        elif not backbone:
-            raise ModelSourceError(
-                f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50"
-            )
-        else:
-            model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
-            load_weights(model, parse_weights(url, storage.read_bytes(url)), url)
-            about = {"backbone": backbone, "image_size": image_size, "recipe": "-", "step": 0}
-    else:
-        model, about = load_model(url)
+    model, about = open_backbone(url, device, backbone=backbone, embedding_size=embedding_size, image_size=image_size)
     model.to(device.torch_device).eval()
     return OpenedModel(embed_with(model, device, precision), int(about["image_size"]), about)
 
 
-def _newest_checkpoint(url: str, device: Device) -> tuple[torch.nn.Module, dict[str, Any]]:
+def open_backbone(
+    url: str,
+    device: Device,
+    *,
+    backbone: str = "",
+    embedding_size: int = 512,
+    image_size: int = 112,
+    step: int = -1,
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """The backbone at a URL on the CPU, and what is known of it: backbone, embedding_size, image_size, recipe, step.
+
+    - ``.pt``, ``.pth``: a state dict; needs ``backbone``, unless a ``model.json`` lies beside it
+    - ``/checkpoints``: the checkpoint of ``step``, or the newest sound one, of a run folder
+    - anything else: a run folder with its final ``model.pt``; its checkpoint of ``step`` where one is asked for
+
+    Raises:
+        ModelSourceError, ModelError, CheckpointError, StorageError: there is no such model, or it is damaged.
+    """
+    url = url.rstrip("/")
+    if url.endswith("checkpoints"):
+        return _open_checkpoint(url, device, step)
+    if not url.endswith((".pt", ".pth")):
+        return load_model(url) if step < 0 else _open_checkpoint(storage.join(url, "checkpoints"), device, step)
+    folder = url.rsplit("/", 1)[0] if "/" in url else "."
+    if not backbone and url.endswith("/model.pt") and storage.exists(storage.join(folder, "model.json")):
+        return load_model(folder)
+    if not backbone:
+        raise ModelSourceError(f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50")
+    model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
+    load_weights(model, parse_weights(url, storage.read_bytes(url)), url)
+    sizes = {"embedding_size": embedding_size, "image_size": image_size}
+    return model, {"backbone": backbone, **sizes, "recipe": "-", "step": 0}
+
+
+def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     run = url.rsplit("/", 1)[0]
     recipe = parse_recipe(storage.read_bytes(storage.join(run, "recipe.toml")).decode(), run.rsplit("/", 1)[-1], run)
-    state = CheckpointManager(url, World(0, 1, 0, device)).load_latest((0, 0))
+    manager = CheckpointManager(url, World(0, 1, 0, device))
+    state = manager.load_latest((0, 0)) if step < 0 else manager.load_step(step, (0, 0))
     if state is None:
         raise ModelSourceError(f"{url}: no sound checkpoint there")
     model = build_model(recipe.model, recipe.data.image_size)
     load_weights(model, state.under("backbone."), url)
-    about = {"backbone": recipe.model.backbone, "image_size": recipe.data.image_size}
-    return model, about | {"recipe": recipe.name, "step": state.step}
+    sizes = {"embedding_size": recipe.model.embedding_size, "image_size": recipe.data.image_size}
+    return model, {"backbone": recipe.model.backbone, **sizes, "recipe": recipe.name, "step": state.step}
 
 
 def _open_onnx(url: str) -> OpenedModel:

@@ -66,12 +66,14 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
     form = input_form(model, inputs[0].name, inputs[0].shape, url)
     name = inputs[0].name
+    # Normalised in float32 whatever the graph takes: half precision cannot tell all of 0..255 / 127.5 apart.
+    number_type = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         step = form.batch or len(images)
         found = []
         for start in range(0, len(images), step):
-            part = form.prepare(images[start : start + step])
+            part = form.prepare(images[start : start + step]).astype(number_type)
             if short := (form.batch - len(part) if form.batch else 0):
                 part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
             out = np.asarray(session.run(None, {name: part})[0], dtype=np.float32).reshape(len(part), -1)

@@ -1,0 +1,111 @@
+"""app.export: every form of ONNX gives the embeddings of the run, and is read back as what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from app.backbones.registry import build_backbone
+from app.device import detect_device
+from app.errors import AppError
+from app.evaluate.model_source import open_model
+from app.export import main
+from app.train import main as train
+from tests.jobs import SMALL, write_faces
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    write_faces(str(folder / "faces"), classes=4, per_class=12)
+    options = ["--data.url", str(folder / "faces"), "--output.url", str(folder), "--train.epochs", "1"]
+    assert train([*SMALL, *options, "--output.onnx", "false"]) == 0
+    return folder / "orl"
+
+
+def units(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    found: np.ndarray = values / np.linalg.norm(values, axis=1, keepdims=True)  # type: ignore[type-arg]
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--opset", "11"),
+        ("--opset", "20", "--input-name", "data", "--output-name", "fc1"),
+        ("--batch", "2"),
+        ("--normalise", "inside"),
+        ("--colours", "BGR", "--normalise", "inside"),
+        ("--fp16",),
+    ],
+    ids=" ".join,
+)
+def test_every_form_embeds_as_the_run_does(run: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    path = tmp_path / "m.onnx"
+    assert main(["--model", str(run), "--output", str(path), *options]) == 0
+    expected = open_model(str(run), detect_device("cpu")).embed(IMAGES)
+    found = open_model(str(path), detect_device("cpu"))
+    assert found.image_size == 32
+    bound = 2e-2 if "--fp16" in options else 1e-4
+    assert np.abs(units(found.embed(IMAGES)) - units(expected)).max() < bound
+    model = onnx.load(path)
+    said = {item.key: item.value for item in model.metadata_props}
+    about = json.loads((run / "model.json").read_text())
+    assert (said["recipe"], said["step"], said["size"]) == ("orl", str(about["step"]), "32")
+    assert said["normalisation"] == ("inside" if "inside" in options else "outside")
+    assert said["colour_order"] == ("BGR" if "BGR" in options else "RGB")
+    assert len(said["weights_sha256"]) == 64
+    if "--opset" in options:
+        assert model.opset_import[0].version == int(options[1])
+    if "data" in options:
+        assert (model.graph.input[0].name, model.graph.output[0].name) == ("data", "fc1")
+    sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes[0] == (2 if "--batch" in options else 0)
+
+
+def test_several_batches_are_a_file_each(run: Path, tmp_path: Path) -> None:
+    assert main(["--model", str(run), "--output", str(tmp_path / "m.onnx"), "--batch", "1,4"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m_b1.onnx", "m_b4.onnx"]
+
+
+def test_a_checkpoint_becomes_a_model_without_training(run: Path, tmp_path: Path) -> None:
+    steps = sorted({int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir() if path.is_dir()})
+    first = steps[0]
+    output = tmp_path / "model.pt"
+    assert main(["--model", str(run / "checkpoints"), "--step", str(first), "--output", str(output)]) == 0
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert (about["step"], about["backbone"]) == (first, "r10_small")
+    opened = open_model(str(tmp_path), detect_device("cpu"))
+    assert opened.about["step"] == first
+    assert np.isfinite(opened.embed(IMAGES)).all()
+    with pytest.raises(AppError, match=r"no checkpoint of step 999; there are \["):
+        main(["--model", str(run), "--step", "999", "--output", str(output)])
+
+
+def test_torch_export_computes_the_same_for_any_batch(run: Path, tmp_path: Path) -> None:
+    assert main(["--model", str(run), "--output", str(tmp_path / "m.pt2")]) == 0
+    program = torch.export.load(str(tmp_path / "m.pt2")).module()
+    images = (torch.from_numpy(IMAGES).float() - 127.5) / 127.5
+    expected = open_model(str(run), detect_device("cpu")).embed(IMAGES)
+    for count in (1, 3):
+        np.testing.assert_allclose(program(images[:count]).detach().numpy(), expected[:count], rtol=1e-4, atol=1e-5)
+
+
+def test_foreign_weights_and_mistakes(tmp_path: Path) -> None:
+    torch.save(build_backbone("r10_small", embedding_size=16, image_size=32).state_dict(), tmp_path / "w.pth")
+    sizes = ["--embedding-size", "16", "--image-size", "32"]
+    given = ["--model", str(tmp_path / "w.pth"), "--backbone", "r10_small", *sizes]
+    with pytest.raises(AppError, match=r"must end with \.onnx, \.pt2 or \.pt"):
+        main([*given, "--output", str(tmp_path / "m.engine")])
+    with pytest.raises(AppError, match=r"--batch must be dynamic, a number"):
+        main([*given, "--output", str(tmp_path / "m.onnx"), "--batch", "1,x"])
+    with pytest.raises(AppError, match="pass --backbone"):
+        main(["--model", str(tmp_path / "w.pth"), "--output", str(tmp_path / "m.onnx")])
