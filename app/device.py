@@ -64,6 +64,11 @@ class Device:
         return self.kind != "cpu"
 
     @property
+    def block_bytes(self) -> int:
+        """Memory for a block of class centres: what a CPU's caches hold; enough to keep an accelerator busy."""
+        return 8 << 20 if self.kind == "cpu" else 256 << 20
+
+    @property
     def pin_memory(self) -> bool:
         """Whether host batches should be page-locked before the copy."""
         return self.kind != "cpu"

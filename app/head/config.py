@@ -39,4 +39,16 @@ class HeadConfig:
     )
     centre_dtype: str = setting("float32", "type in which centres are stored", choices=("float32", "bfloat16"))
     init: str = setting("", "URL of a checkpoint to take centres from, with {rank} where there is a file a rank")
-    block_memory_mb: int = setting(256, "budget for one block of logits and its gradients, MiB", minimum=1)
+    precision: str = setting(
+        "auto",
+        "type of the head's matrix products, sums stay fp32; auto: fp32 on a CPU or when train.precision is, else fp16",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    momentum_dtype: str = setting(
+        "float32",
+        "type in which the centres' momentum (of adamw: the first moment) is stored",
+        choices=("float32", "bfloat16"),
+    )
+    block_memory_mb: int = setting(
+        0, "memory of one block of centres, its momentum and logits, MiB; 0: as the device likes", minimum=0
+    )

@@ -1,20 +1,45 @@
-"""SGD and AdamW on the rows of the class centres that a step sampled; equal to torch.optim where all are sampled."""
+"""SGD and AdamW on class centres, block by block and in place; equal to torch.optim on the rows they touch.
+
+The gradient of a block exists only while its block is updated: SGD lets the product accumulate into the momentum,
+AdamW takes it in a buffer of one block.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from app.head.partial_fc import PartialFC
+from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, Samples, block_gradient
+
+
+@dataclass(frozen=True)
+class _WholeGradient:
+    """A gradient that exists, float32 [k, D]."""
+
+    values: Tensor
+
+    def add_to(self, values: Tensor, beta: float, centres: Tensor, decay: float) -> None:
+        values.zero_() if beta == 0 else values.mul_(beta)
+        values.add_(self.values).add_(centres, alpha=decay)
+
+
+Gradient = BlockGradient | _WholeGradient
 
 
 class CentreOptimizer:
-    """Updates the centres of a head in place, and only the rows whose classes took part.
+    """Updates the centres of a head in place.
 
     Args:
         name: ``sgd`` or ``adamw``.
-        update: ``sparse`` leaves momentum and weights of the other rows alone, as the reference does; ``dense`` treats
-            them as having gradient 0, so that momentum and weight decay go on.
+        update: what happens to the rows whose classes a step did not sample. ``sparse`` leaves weights and state alone,
+            as insightface's PartialFC (v1) and PartialFCAdamW do; ``dense`` gives them the gradient 0, so that momentum
+            and weight decay go on, as its PartialFC_V2 does.
+        momentum_dtype: how momentum (AdamW: the first moment) is stored; arithmetic is float32. AdamW's second moment
+            is always float32: it moves by a thousandth a step, less than bfloat16 can show.
     """
 
     def __init__(
@@ -27,49 +52,78 @@ class CentreOptimizer:
         update: str = "sparse",
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        momentum_dtype: torch.dtype = torch.float32,
     ) -> None:
         self.head, self.name = head, name
         self.momentum, self.weight_decay, self.betas, self.eps = momentum, weight_decay, betas, eps
         self.dense = update == "dense"
+        kinds = {"momentum": momentum_dtype}
+        if name != "sgd":
+            kinds = {"exp_avg": momentum_dtype, "exp_avg_sq": torch.float32}
         shape, device = head.centres.shape, head.centres.device
-        names = ("momentum",) if name == "sgd" else ("exp_avg", "exp_avg_sq")
-        self.state = {key: torch.zeros(shape, dtype=torch.float32, device=device) for key in names}
+        self.state = {key: torch.zeros(shape, dtype=dtype, device=device) for key, dtype in kinds.items()}
         self.steps = 0
 
     @torch.no_grad()
     def step(self, lr: float, gradient_scale: float = 1.0) -> None:
-        """Apply ``head.active.grad * gradient_scale``."""
-        self.steps += 1
-        rows, gradient = self.head.active_rows, self.head.active.grad
-        if gradient is None:
-            gradient = torch.zeros_like(self.head.active)
-        gradient = gradient.float() * gradient_scale
-        if rows is not None and self.dense:
-            whole = torch.zeros(self.head.centres.shape, dtype=torch.float32, device=gradient.device)
-            gradient, rows = whole.index_copy_(0, rows, gradient), None
-        if rows is None:
-            centres, state = self.head.centres.float(), self.state
-        else:
-            centres = self.head.centres[rows].float()
-            state = {key: value[rows] for key, value in self.state.items()}
-        centres = self._update(centres, gradient, state, lr)
-        if rows is None:
-            self.head.centres.copy_(centres)
-            return
-        self.head.centres.index_copy_(0, rows, centres.to(self.head.centres.dtype))
-        for key, value in state.items():
-            self.state[key].index_copy_(0, rows, value)
+        """Update by the gradient of all losses since ``begin_step``, times ``gradient_scale``.
 
-    def _update(self, centres: Tensor, gradient: Tensor, state: dict[str, Tensor], lr: float) -> Tensor:
-        """New centres; ``state`` changes in place."""
+        Call it once a step, after backward, when the step is known to be finite on all ranks.
+        """
+        self.steps += 1
+        head, active = self.head, self.head.active
+        samples = head.take_samples(gradient_scale)
+        if self.dense and active.rows is not None:
+            self._update_all(active, samples, lr)
+            return
+        gradient_of = self._gradients(active, samples)
+        for block in active.blocks(head.block_classes(len(samples))):
+            weight = block.read(head.centres)
+            self._update(block, weight, gradient_of(block, weight), lr)
+
+    def _gradients(self, active: ActiveCentres, samples: Samples) -> Callable[[Block, Tensor], BlockGradient]:
+        settings, size = self.head.settings, self.head.block_classes(len(samples))
+        unit = samples.unit.to(settings.dtype)
+        buffers = Buffers(len(samples), min(size, len(active)), unit.device)
+        return lambda block, weight: block_gradient(samples, unit, active, block, weight, settings, buffers)
+
+    def _update_all(self, active: ActiveCentres, samples: Samples, lr: float) -> None:
+        """``dense`` where classes were sampled: a block of all centres at a time, with gradient 0 for most."""
+        head = self.head
+        assert active.rows is not None
+        rows = active.rows.cpu()
+        gradient_of = self._gradients(active, samples)
+        for block in ActiveCentres(head.centres, None).blocks(head.block_classes(len(samples))):
+            weight = block.read(head.centres)
+            whole = torch.zeros_like(weight)
+            first, last = torch.searchsorted(rows, torch.tensor([block.start, block.stop])).tolist()
+            if first < last:
+                some = Block(first, last, active.rows[first:last])
+                inside = active.rows[first:last] - block.start
+                part = weight.index_select(0, inside)
+                gradient = torch.empty_like(part)
+                gradient_of(some, part).add_to(gradient, 0.0, part, 0.0)
+                whole.index_copy_(0, inside, gradient)
+            self._update(block, weight, _WholeGradient(whole), lr)
+
+    def _update(self, block: Block, weight: Tensor, gradient: Gradient, lr: float) -> None:
+        state = {key: block.read(value) for key, value in self.state.items()}
         if self.name == "sgd":
-            gradient = gradient.add(centres, alpha=self.weight_decay)
-            state["momentum"].mul_(self.momentum).add_(gradient)
-            return centres - lr * state["momentum"]
+            gradient.add_to(state["momentum"], self.momentum, weight, self.weight_decay)
+            weight.add_(state["momentum"], alpha=-lr)
+        else:
+            self._adamw(weight, gradient, state, lr)
+        block.write(self.head.centres, weight)
+        for key, value in state.items():
+            block.write(self.state[key], value)
+
+    def _adamw(self, weight: Tensor, gradient: Gradient, state: dict[str, Tensor], lr: float) -> None:
+        """arXiv:1711.05101, in torch's order of operations."""
+        values = torch.empty_like(weight)
+        gradient.add_to(values, 0.0, weight, 0.0)
         first, second = self.betas
-        state["exp_avg"].lerp_(gradient, 1 - first)
-        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        correction = (1 - second**self.steps) ** 0.5
-        denominator = state["exp_avg_sq"].sqrt() / correction + self.eps
-        rate = lr / (1 - first**self.steps)
-        return centres * (1 - lr * self.weight_decay) - rate * state["exp_avg"] / denominator
+        weight.mul_(1 - lr * self.weight_decay)
+        state["exp_avg"].lerp_(values, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(values, values, value=1 - second)
+        denominator = (state["exp_avg_sq"].sqrt() / (1 - second**self.steps) ** 0.5).add_(self.eps)
+        weight.addcdiv_(state["exp_avg"], denominator, value=-lr / (1 - first**self.steps))

@@ -1,7 +1,8 @@
 """Partial FC: class centres spread over all ranks, and the margin softmax over them (arXiv:2010.05222, 2203.15565).
 
-Every rank holds a contiguous range of classes. It gathers the embeddings of all ranks, computes the logits of its own
-classes, and the softmax is normalised by two small collectives: communication does not grow with the class count.
+Every rank holds a contiguous range of classes. It gathers the embeddings of all ranks, computes the softmax of its own
+classes, and two small collectives normalise it: communication does not grow with the class count. Neither logits nor
+the gradient of the centres are ever whole; how that works is told in ``app/head/softmax.py``.
 """
 
 from __future__ import annotations
@@ -10,19 +11,41 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.errors import AppError
 from app.head.class_shards import class_range, sample_classes
+from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
 from app.head.margins import Margin
-from app.head.softmax import BlockwiseLogSumExp, GatherEmbeddings, LogSumExpOverRanks, SumOverRanks
+from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings
+from app.seeds import torch_stream
 
 ABSENT = -1  # label of a row that only fills up a micro-batch
+_PIECE = 4096  # classes whose initial centres come from one random stream
+
+
+class HeadError(AppError):
+    """Sizes, options or labels that the head cannot work with."""
+
+
+def product_dtype(precision: str, train_precision: str, device_kind: str) -> torch.dtype:
+    """Type of the head's products for ``head.precision``.
+
+    ``auto`` takes float16 where an accelerator trains in half precision: its products are as fast as bfloat16's and
+    eight times as exact, and the head scales them so that float16's range suffices. A CPU gains little by either.
+    """
+    if precision == "auto":
+        precision = "fp32" if device_kind == "cpu" or train_precision == "fp32" else "fp16"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 @dataclass(frozen=True)
 class PartialFCConfig:
-    """Sizes and options of the head; see ``HeadConfig`` for the fields."""
+    """Sizes and options of the head; see ``HeadConfig`` for the fields.
+
+    Raises:
+        HeadError: a value is out of its range; names it.
+    """
 
     embedding_size: int
     num_classes: int
@@ -33,69 +56,85 @@ class PartialFCConfig:
     seed: int = 0
     centre_dtype: torch.dtype = torch.float32
     matmul_dtype: torch.dtype = torch.float32
-    block_bytes: int = 256 << 20
+    block_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_size", "num_classes", "scale", "logical_shards", "block_bytes"):
+            if not getattr(self, name) > 0:
+                raise HeadError(f"head: {name} must be above 0, got {getattr(self, name)}")
+        for name in ("sample_rate", "interclass_filtering"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise HeadError(f"head.{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What is kept of a forward pass until the update: ``unit`` [N, D] and, with their gradients, numbers [N]."""
+
+    unit: Tensor
+    own: Tensor
+    others: Tensor
+    cosine: Tensor
 
 
 class PartialFC(nn.Module):
     """The head of one rank: class centres ``[C_local, D]`` and the loss over all ranks' classes.
 
-    Use one step as ``begin_step(...)``, ``forward`` for each micro-batch, backward, then an optimizer that updates
-    ``centres[active_rows]`` from ``active.grad``.
+    Use one step as ``begin_step(...)``, ``forward`` and backward for each micro-batch, then, when the step is finite on
+    all ranks, ``CentreOptimizer.step``. The centres have no ``.grad``.
+
+    Raises:
+        HeadError: more ranks than classes.
     """
 
-    def __init__(self, config: PartialFCConfig, margin: Margin) -> None:
+    def __init__(self, config: PartialFCConfig, margin: Margin, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config = config
-        self.margin = margin
+        self.margin = margin.to(device)
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
+        if self.world > config.num_classes:
+            raise HeadError(
+                f"{self.world} processes cannot share {config.num_classes} classes: start at most {config.num_classes}"
+            )
         self.start, self.stop = class_range(config.num_classes, self.world, self.rank)
-        self.centres = self._initial_centres()
-        self.active = self.centres.requires_grad_()
-        self.active_rows: Tensor | None = None  # None: all
+        self.settings = SoftmaxSettings(config.scale, config.interclass_filtering, config.matmul_dtype)
+        self.centres = self._initial_centres(torch.device(device))
+        self.active = ActiveCentres(self.centres, None)
+        self._batches: list[_MicroBatch] = []
         self._norms: list[Tensor] = []  # of this step's embeddings, all ranks', where the margin follows them
 
-    def _initial_centres(self) -> Tensor:
+    def _initial_centres(self, device: torch.device) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
-        config, piece = self.config, 4096
-        rows = []
-        for first in range(self.start - self.start % piece, self.stop, piece):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + first)
-            drawn = torch.empty(piece, config.embedding_size).normal_(0, 0.01, generator=generator)
-            rows.append(drawn[max(0, self.start - first) : max(0, self.stop - first)])
-        return torch.cat(rows).to(config.centre_dtype) if rows else torch.empty(0, config.embedding_size)
+        config = self.config
+        centres = torch.empty((self.stop - self.start, config.embedding_size), dtype=config.centre_dtype, device=device)
+        drawn = torch.empty(_PIECE, config.embedding_size)
+        for first in range(self.start - self.start % _PIECE, self.stop, _PIECE):
+            drawn.normal_(0, 0.01, generator=torch_stream(config.seed, "head.centres", first // _PIECE))
+            low, high = max(self.start, first), min(self.stop, first + _PIECE)
+            centres[low - self.start : high - self.start].copy_(drawn[low - first : high - first])
+        return centres
 
-    def to_device(self, device: torch.device) -> PartialFC:
-        """Move centres and margin; call it before the optimizer is made."""
-        self.margin.to(device)
-        self.centres = self.centres.detach().to(device)
-        self.active = self.centres.requires_grad_()
-        return self
+    def block_classes(self, samples: int) -> int:
+        """Classes in a block, such that their rows, momentum and two arrays of logits take ``block_bytes``."""
+        each = 8 * (self.config.embedding_size + max(1, samples))
+        return max(128, self.config.block_bytes // each // 64 * 64)
 
     def begin_step(self, step: int, labels: Tensor | None = None) -> None:
-        """Choose the classes of this step and clear their gradient.
+        """Choose the classes of this step and forget the last one.
 
         Args:
             labels: int64 [N], all labels of the global batch; needed when ``sample_rate`` is below 1.
         """
-        self._norms = []
-        if self.config.sample_rate >= 1:
-            self.active = self.centres.detach().requires_grad_()
-            return
-        assert labels is not None, "sampling needs the labels of the whole global batch"
-        config = self.config
-        classes = sample_classes(
-            labels,
-            config.num_classes,
-            config.sample_rate,
-            config.logical_shards,
-            config.seed,
-            step,
-            self.start,
-            self.stop,
-        )
-        self.active_rows = (classes - self.start).to(self.centres.device)
-        self.active = self.centres.detach()[self.active_rows].requires_grad_()
+        self._norms, self._batches = [], []
+        config, rows = self.config, None
+        if config.sample_rate < 1:
+            if labels is None:
+                raise HeadError("sampling classes needs the labels of the whole global batch")
+            shape = (config.num_classes, config.sample_rate, config.logical_shards)
+            classes = sample_classes(labels, *shape, config.seed, step, self.start, self.stop)
+            rows = (classes - self.start).to(self.centres.device)
+        self.active = ActiveCentres(self.centres, rows)
 
     def forward(self, embeddings: Tensor, labels: Tensor, global_batch: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global batch; the same scalar on every rank.
@@ -104,69 +143,99 @@ class PartialFC(nn.Module):
             embeddings: float [B, D] of this rank, any scale; every rank gives equally many rows.
             labels: int64 [B], ``ABSENT`` for rows that only fill up.
             global_batch: samples that the mean is taken over.
+
+        Raises:
+            HeadError: a label outside the classes. On an accelerator, where looking would stall it, the loss is NaN.
         """
+        training = torch.is_grad_enabled()
         embeddings = embeddings.float()
+        if training and not embeddings.requires_grad:  # the centres learn even where the embeddings do not
+            embeddings = embeddings.detach().requires_grad_()
         if self.world > 1:
             embeddings = GatherEmbeddings.apply(embeddings)
-            labels = _gather_labels(labels, self.world)
+            labels = gather_labels(labels, self.world)
         norms = embeddings.norm(dim=1)
         if self.margin.follows_norms:  # choosing rows waits for the device
             self._norms.append(norms.detach()[labels != ABSENT])
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
-        own = self._own_rows(labels)
-        target = self._target_logits(unit, norms, own)
-        others = BlockwiseLogSumExp.apply(
-            unit,
-            self.active,
-            own,
-            self.config.scale,
-            self.config.interclass_filtering,
-            self._block_classes(len(unit)),
-            self.config.matmul_dtype,
-        )
+        own, strange = self._own_rows(labels)
+        cosine = self._own_cosines(unit, own)
+        block = self.block_classes(len(unit))
+        others = BlockwiseLogSumExp.apply(unit, self.active, own, self.settings, block)
+        if training:
+            cosine.retain_grad()
+            others.retain_grad()
+            self._batches.append(_MicroBatch(unit.detach(), own, others, cosine))
+        # Only the rank that holds the class lets a gradient through, norms included: the sum over ranks is whole.
+        target = torch.where(own >= 0, self.margin(cosine.clamp(-1, 1), norms), 0) * self.config.scale
         extra = self._regularizer(norms, own)
+        total = others
         if self.world > 1:
-            target, others = SumOverRanks.apply(target), LogSumExpOverRanks.apply(others)
+            target, total = SumOverRanks.apply(target), LogSumExpOverRanks.apply(others)
             extra = None if extra is None else SumOverRanks.apply(extra)
-        loss = torch.logaddexp(others, target) - target
+        loss = torch.logaddexp(total, target) - target
         if extra is not None:
             loss = loss + extra
-        return torch.where(labels == ABSENT, 0, loss).sum() / global_batch
+        loss = torch.where(labels == ABSENT, 0, loss)
+        return torch.where(strange, torch.nan, loss).sum() / global_batch
+
+    def finite(self) -> Tensor:
+        """Whether the gradient of the centres is finite on this rank, bool []; known from numbers a sample."""
+        values = [part for batch in self._batches for part in (batch.unit, batch.others.grad, batch.cosine.grad)]
+        checks = [torch.isfinite(value).all() for value in values if value is not None]
+        return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool, device=self.centres.device)
+
+    def take_samples(self, gradient_scale: float) -> Samples:
+        """All samples since ``begin_step`` with their gradients times ``gradient_scale``; they are handed over once."""
+        batches, self._batches = [b for b in self._batches if b.others.grad is not None], []
+        if not batches:
+            empty = self.centres.new_empty(0, dtype=torch.float32)
+            return Samples(empty.view(0, self.config.embedding_size), empty, empty.long(), empty)
+        zero = torch.zeros_like(batches[0].others)
+        to_others = torch.cat([zero if b.others.grad is None else b.others.grad for b in batches])
+        to_target = torch.cat([zero if b.cosine.grad is None else b.cosine.grad for b in batches])
+        others = torch.cat([b.others.detach() for b in batches])
+        # The derivative by a log-sum-exp of other classes is their probability times a weight: never negative.
+        offset = torch.log(to_others * (gradient_scale * self.config.scale)) - others
+        offset = torch.where(to_others > 0, offset, -torch.inf)
+        own = torch.cat([b.own for b in batches])
+        return Samples(torch.cat([b.unit for b in batches]), offset, own, to_target * gradient_scale)
 
     def end_step(self) -> None:
         """Tell the margin the norms of the whole global batch, once its step counts."""
         if self.margin.follows_norms:
             self.margin.observe(torch.cat(self._norms))
 
-    def _own_rows(self, labels: Tensor) -> Tensor:
-        """Row in ``active`` of each sample's class, -1 where another rank holds it, int64 [N]."""
+    def _own_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Active row of each sample's class, -1 where another rank holds it, int64 [N]; and which labels are wrong."""
+        config = self.config
+        strange = ((labels < 0) | (labels >= config.num_classes)) & (labels != ABSENT)
         here = (labels >= self.start) & (labels < self.stop)
         rows = torch.where(here, labels - self.start, -1)
-        if self.config.sample_rate < 1 and self.active_rows is not None and len(self.active_rows):
-            found = torch.searchsorted(self.active_rows, rows.clamp_min(0))
-            rows = torch.where(here, found, -1)
-        return rows
+        if self.active.rows is not None:
+            if not len(self.active):
+                strange, rows = strange | here, torch.full_like(rows, -1)
+            else:
+                found = torch.searchsorted(self.active.rows, rows.clamp_min(0)).clamp_max(len(self.active) - 1)
+                known = here & (self.active.rows[found] == rows)
+                strange, rows = strange | (here & ~known), torch.where(known, found, -1)
+        if labels.device.type == "cpu" and strange.any():
+            sample = int(strange.nonzero()[0, 0])
+            raise HeadError(
+                f"label {int(labels[sample])} of sample {sample} of the micro-batch is outside the classes "
+                f"0..{config.num_classes - 1}, or was not among the labels that begin_step was given"
+            )
+        return rows, strange
 
-    def _target_logits(self, unit: Tensor, norms: Tensor, own: Tensor) -> Tensor:
-        """Scaled target logits [N] of the samples whose class is here, 0 elsewhere."""
+    def _own_cosines(self, unit: Tensor, own: Tensor) -> Tensor:
+        """Cosine between each sample and its class where that is here, float32 [N]; else something finite."""
         if not len(self.active):
-            return torch.zeros_like(norms)
-        here = own >= 0
-        centre = F.normalize(self.active[own.clamp_min(0)].float())
-        cosine = (unit * centre).sum(1).clamp(-1, 1)
-        # Only the rank that holds the class lets a gradient through, norms included: the sum over ranks is whole.
-        return torch.where(here, self.margin(cosine, norms), 0) * self.config.scale
+            return unit.sum(1) * 0
+        active = own.clamp_min(0)
+        rows = active if self.active.rows is None else self.active.rows[active]
+        centre = self.centres[rows].float()
+        return (unit * (centre / centre.norm(dim=1, keepdim=True).clamp_min(1e-12))).sum(1)
 
     def _regularizer(self, norms: Tensor, own: Tensor) -> Tensor | None:
         term = self.margin.regularizer(norms)
         return None if term is None else torch.where(own >= 0, term, 0)
-
-    def _block_classes(self, samples: int) -> int:
-        # Logits, their gradient and the exponentials are alive at once, four bytes each.
-        return max(1024, self.config.block_bytes // (12 * max(1, samples)))
-
-
-def _gather_labels(labels: Tensor, world: int) -> Tensor:
-    gathered = labels.new_empty(world * len(labels))
-    dist.all_gather_single(gathered, labels.contiguous())
-    return gathered

@@ -1,164 +1,294 @@
-"""Softmax over class centres that are spread over ranks, one block of classes at a time.
+"""Softmax over class centres one block at a time, with its gradients and without its logits.
 
-The logits of a batch against millions of classes are never whole: the forward pass keeps a running maximum and sum per
-sample, the backward pass computes each block again. Memory beside centres and gradient is one block.
+Notation: x_i a unit embedding of N samples, w_j one of K centres, c_ij = x_i . w_j / |w_j|, s the scale. A sample's own
+class goes through a margin elsewhere; here its entry is left out of every sum.
+
+**Forward.** With e_ij = exp(s c_ij), the log-sum-exp of sample i and its gradient need only two sums over classes::
+
+    l_i = sum_j e_ij                    lse_i = log l_i
+    O_i = sum_j e_ij w_j / |w_j|        d lse_i / d x_i = s O_i / l_i
+
+Both grow block by block, as in FlashAttention (arXiv:2205.14135), so one pass over the centres gives the value and the
+gradient, and backward is one multiplication. A cosine is at most 1, hence |s c| <= s: up to s = 64 float32 holds
+exp(+-64) and the sum of 1e10 of them as they are; larger scales subtract a running maximum, and l and O shrink when it
+rises. The factor 1 / |w_j| of O enters as an addend of the exponent, which costs no pass of its own.
+
+**Update.** With u_i = dL / d lse_i and g_i = dL / d c_i,own, both known after backward, the derivative by cosines is ::
+
+    P_ij = s u_i exp(s c_ij - lse_i)    for other classes; 0 where filtering struck
+    P_ij = g_i                          for the own class
+    dL / d w_j = (sum_i P_ij x_i - (sum_i P_ij c_ij) w_j / |w_j|) / |w_j|
+
+The second term takes away what points along w_j, which the normalisation does not feel; its sum is one number a class.
+So a second pass computes a block of cosines again and hands its gradient to the optimizer at once, as a product that
+may accumulate straight into the momentum: no array [K, N], no gradient [K, D]. Exact in the same sense as autograd:
+only the order of sums differs.
+
+**Low precision.** Products may run in bfloat16 or float16, sums and exponentials stay float32. Operands are scaled so
+that float16 neither overflows nor loses small terms: centres are unit vectors, and the weights of every sum
+(of a row in the forward pass, of a column in the update) add up to 2^15, so the sum of unit vectors is at most that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+LARGEST_PLAIN_SCALE = 64.0
+_WEIGHT_SUM = 2.0**15
+_SMALLEST_SUM = 1e-30  # of weights that are worth a product; its inverse is still finite
+_TINY = 1e-12  # a centre's length is at least that, as in torch.nn.functional.normalize
+
+
+@dataclass(frozen=True)
+class SoftmaxSettings:
+    """``filtering``: cosines of other classes above it count as 0; 0 is off. ``dtype``: of the matrix products."""
+
+    scale: float
+    filtering: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Block:
+    """Active classes ``start..stop``; ``rows`` are their rows among the centres."""
+
+    start: int
+    stop: int
+    rows: slice | Tensor
+
+    def read(self, values: Tensor) -> Tensor:
+        """Rows of [C, D] as float32 [k, D]: the storage itself where it is contiguous and float32, else a copy."""
+        found = values[self.rows] if isinstance(self.rows, slice) else values.index_select(0, self.rows)
+        return found.float()
+
+    def write(self, values: Tensor, changed: Tensor) -> None:
+        """Put back what ``read`` returned, where it was a copy."""
+        if not isinstance(self.rows, slice):
+            values.index_copy_(0, self.rows, changed.to(values.dtype))
+        elif values.dtype != torch.float32:
+            values[self.rows].copy_(changed)
+
+
+class ActiveCentres:
+    """The centres that take part in a step: all of [C, D], or some rows (int64 [K], ascending)."""
+
+    def __init__(self, centres: Tensor, rows: Tensor | None) -> None:
+        self.centres, self.rows = centres, rows
+        self._lengths = torch.empty(len(self), device=centres.device)
+        self._measured = 0  # lengths of the first classes are known; they hold until the update
+
+    def __len__(self) -> int:
+        return len(self.centres) if self.rows is None else len(self.rows)
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """All active classes, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield Block(start, stop, slice(start, stop) if self.rows is None else self.rows[start:stop])
+
+    def operand(self, block: Block, weight: Tensor, dtype: torch.dtype) -> Operand:
+        """A block's centres ``float32 [k, D]``, made ready for products."""
+        lengths = self._lengths[block.start : block.stop]
+        if self._measured < block.stop:
+            torch.linalg.vector_norm(weight, dim=1, out=lengths)
+            lengths.clamp_min_(_TINY)
+            self._measured = block.stop
+        inverse = lengths.reciprocal()
+        if dtype == torch.float32:
+            return Operand(weight, lengths, inverse, inverse)
+        ones = torch.ones_like(lengths)
+        return Operand((weight * inverse[:, None]).to(dtype), ones, ones, inverse)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Centres as a factor of products.
+
+    ``weight`` [k, D] in the products' type, ``lengths`` [k] of its rows and their ``inverse``: cosine = x . weight *
+    inverse. ``centre_inverse`` [k]: 1 / |w| of the centres as stored.
+    """
+
+    weight: Tensor
+    lengths: Tensor
+    inverse: Tensor
+    centre_inverse: Tensor
+
+
+class Buffers:
+    """Two arrays [samples, classes] that all blocks share: fresh ones for every block would cost page faults."""
+
+    def __init__(self, samples: int, classes: int, device: torch.device) -> None:
+        self.samples = samples
+        self._flat = torch.empty((2, samples * classes), device=device)
+
+    def views(self, classes: int) -> tuple[Tensor, Tensor]:
+        """Both as contiguous float32 [samples, classes], whatever they held."""
+        first, second = self._flat[:, : self.samples * classes].view(2, self.samples, classes)
+        return first, second
+
+
+def log_sum_exp(
+    unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, block_size: int
+) -> tuple[Tensor, Tensor]:
+    """lse float32 [N], -inf where no other class is active here, and its gradient by ``unit``, float32 [N, D].
+
+    Args:
+        unit: float32 [N, D], embeddings of length 1.
+        own: int64 [N], active row of the sample's own class, or -1 where it is not here.
+    """
+    operand_of_products = unit.to(settings.dtype)
+    total = unit.new_zeros(len(unit))
+    towards = torch.zeros_like(unit)
+    running = settings.scale > LARGEST_PLAIN_SCALE
+    highest = unit.new_full((len(unit),), -torch.inf)  # logit so far, where a running maximum is needed
+    shift = unit.new_zeros(len(unit))
+    buffers = Buffers(len(unit), min(block_size, len(active)), unit.device)
+    for block in active.blocks(block_size):
+        operand = active.operand(block, block.read(active.centres), settings.dtype)
+        raw, terms = buffers.views(block.stop - block.start)
+        _multiply(operand_of_products, operand.weight.T, raw)
+        _put(raw, own - block.start, raw.new_full((1,), -torch.inf))
+        struck = _find_filtered(raw, operand, settings)
+        torch.addcmul(operand.inverse.log(), raw, settings.scale * operand.inverse, out=terms)
+        if struck is not None:
+            terms.masked_fill_(struck, -torch.inf)
+        if running:
+            logits = raw.mul_(settings.scale * operand.inverse)
+            logits = logits if struck is None else logits.masked_fill_(struck, 0.0)
+            higher = torch.maximum(highest, logits.amax(1))
+            shift = torch.where(torch.isinf(higher), 0, higher)
+            shrink = torch.exp(highest - shift)
+            total.mul_(shrink)
+            towards.mul_(shrink[:, None])
+            terms.sub_(shift[:, None])
+            highest = higher
+        terms.exp_()
+        sums = torch.mv(terms, operand.lengths)
+        _add_weighted(towards, terms, sums, operand.weight)
+        total.add_(sums)
+        if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
+            total.add_(struck.sum(1) * torch.exp(-shift))
+    found = total != 0  # true of NaN, which must show
+    lse = torch.where(found, torch.log(total) + shift, -torch.inf)
+    return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
 
 
 class BlockwiseLogSumExp(torch.autograd.Function):
-    """log sum_j exp(scale * cos(x_i, w_j)) over the classes j of one rank, without the sample's own class."""
+    """``log_sum_exp`` for autograd: the gradient by the embeddings is there when the value is."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        centres: Tensor,
-        own: Tensor,
-        scale: float,
-        filtering: float,
-        block: int,
-        matmul_dtype: torch.dtype,
+        ctx: Any, unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, block_size: int
     ) -> Tensor:
-        """Return float32 [N]; -inf where no other class is on this rank.
-
-        Args:
-            embeddings: float32 [N, D], normalised.
-            centres: float32 or bfloat16 [K, D], as stored.
-            own: int64 [N], row of the sample's own class, or -1 when another rank holds it.
-            filtering: cosines above it count as 0 (inter-class filtering); 0 is off.
-            block: classes at a time.
-            matmul_dtype: of the products; sums and exponentials are float32 in any case.
-        """
-        maximum = embeddings.new_full((len(embeddings),), -torch.inf)
-        total = torch.zeros_like(maximum)
-        for start in range(0, len(centres), block):
-            weight, _ = _normalised_block(centres, start, block)
-            logits, _ = _logits(embeddings, weight, own - start, scale, filtering, matmul_dtype)
-            higher = torch.maximum(maximum, logits.amax(1))
-            # A row whose only class is its own has no finite logit yet: exp(-inf - 0) = 0 keeps it out of the sum.
-            base = torch.where(torch.isinf(higher), 0, higher)
-            total = total * torch.exp(maximum - base) + torch.exp(logits - base[:, None]).sum(1)
-            maximum = higher
-        result = torch.where(torch.isinf(maximum), maximum, maximum + torch.log(total))
-        ctx.save_for_backward(embeddings, centres, own, result)
-        ctx.settings = scale, filtering, block, matmul_dtype
-        return result
+        """float32 [N, D] -> float32 [N]."""
+        lse, gradient = log_sum_exp(unit, active, own, settings, block_size)
+        ctx.save_for_backward(gradient)
+        return lse
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of embeddings and centres, both as dense float tensors."""
-        (upstream,) = gradients
-        embeddings, centres, own, result = ctx.saved_tensors
-        scale, filtering, block, matmul_dtype = ctx.settings
-        to_embeddings = torch.zeros_like(embeddings)
-        to_centres = torch.empty_like(centres)
-        offset = torch.where(torch.isinf(result), 0, result)
-        factor = torch.where(torch.isinf(result), 0, upstream) * scale
-        for start in range(0, len(centres), block):
-            weight, length = _normalised_block(centres, start, block)
-            logits, filtered = _logits(embeddings, weight, own - start, scale, filtering, matmul_dtype)
-            to_cosine = torch.exp(logits - offset[:, None]) * factor[:, None]
-            if filtered is not None:
-                to_cosine = to_cosine.masked_fill(filtered, 0)
-            low = to_cosine.to(matmul_dtype)
-            to_embeddings += (low @ weight.to(matmul_dtype)).float()
-            to_weight = (low.T @ embeddings.to(matmul_dtype)).float()
-            # Through w / |w|: only the part across w remains.
-            along = (to_weight * weight).sum(1, keepdim=True)
-            to_centres[start : start + block] = ((to_weight - along * weight) / length).to(centres.dtype)
-        return to_embeddings, to_centres, None, None, None, None, None
+        """One multiplication; the centres have no gradient."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0][:, None], None, None, None, None
 
 
-def _normalised_block(centres: Tensor, start: int, block: int) -> tuple[Tensor, Tensor]:
-    """Rows ``start..start+block`` as unit vectors float32 [k, D], and their lengths [k, 1]."""
-    rows = centres[start : start + block].float()
-    length = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return rows / length, length
+@dataclass(frozen=True)
+class Samples:
+    """What the update needs to know of all samples of a step.
 
-
-def _logits(
-    embeddings: Tensor, weight: Tensor, own: Tensor, scale: float, filtering: float, matmul_dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
-    """Scaled cosines float32 [N, k] with -inf in the own class's place, and where filtering struck."""
-    cosine = (embeddings.to(matmul_dtype) @ weight.to(matmul_dtype).T).float().clamp_(-1, 1)
-    filtered = None
-    if filtering > 0:
-        filtered = cosine > filtering
-        cosine = cosine.masked_fill(filtered, 0)
-    logits = cosine.mul_(scale)
-    here = (own >= 0) & (own < len(weight))
-    column = torch.where(here, own, 0)
-    kept = logits.gather(1, column[:, None])[:, 0]
-    logits.scatter_(1, column[:, None], torch.where(here, -torch.inf, kept)[:, None])
-    return logits, filtered
-
-
-class GatherEmbeddings(torch.autograd.Function):
-    """Stack the embeddings of all ranks: [B, D] -> [W * B, D].
-
-    The gradient is summed over ranks, since each computes the part of its own classes, and multiplied by W, because
-    DistributedDataParallel will average the backbone's gradients over ranks.
+    ``unit``: float32 [M, D]. ``offset``: float32 [M], log(s u) - lse, -inf where u is 0. ``own``: int64 [M], active row
+    of the own class or -1. ``to_target``: float32 [M], dL / d cosine of the own class.
     """
 
-    @staticmethod
-    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
-        """Every rank gives equally many rows."""
-        ctx.rows = len(embeddings)
-        gathered = embeddings.new_empty((dist.get_world_size() * len(embeddings), embeddings.shape[1]))
-        dist.all_gather_single(gathered, embeddings.contiguous())
-        return gathered
+    unit: Tensor
+    offset: Tensor
+    own: Tensor
+    to_target: Tensor
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """[W * B, D] -> [B, D]."""
-        (upstream,) = gradients
-        own = upstream.new_empty((ctx.rows, upstream.shape[1]))
-        dist.reduce_scatter_single(own, upstream.contiguous())
-        return own * dist.get_world_size()
+    def __len__(self) -> int:
+        return len(self.unit)
 
 
-class SumOverRanks(torch.autograd.Function):
-    """Sum equally shaped tensors of all ranks; each rank's gradient is that of the sum, which all ranks compute."""
+@dataclass(frozen=True)
+class BlockGradient:
+    """dL / d w of a block: ``weights.T @ unit + along * w``, never formed unless asked for.
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ARG004
-        """[N] -> [N]."""
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    ``weights``: float32 [M, k]. ``unit``: [M, D] in the products' type. ``along``: float32 [k].
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
-        """The gradient as it is."""
-        return gradients[0]
+    weights: Tensor
+    unit: Tensor
+    along: Tensor
+
+    def add_to(self, values: Tensor, beta: float, centres: Tensor, decay: float) -> None:
+        """``values = beta * values + gradient + decay * centres``, all float32 [k, D], in place."""
+        if self.unit.dtype == torch.float32:
+            values.addmm_(self.weights.T, self.unit, beta=beta)
+        else:
+            values.zero_() if beta == 0 else values.mul_(beta)
+            _add_weighted(values, self.weights.T, self.weights.abs().sum(0), self.unit)
+        values.addcmul_(centres, (self.along + decay)[:, None])
 
 
-class LogSumExpOverRanks(torch.autograd.Function):
-    """log of the sum over ranks of exp(values), [N] -> [N], the same on every rank."""
+def block_gradient(
+    samples: Samples,
+    unit: Tensor,
+    active: ActiveCentres,
+    block: Block,
+    weight: Tensor,
+    settings: SoftmaxSettings,
+    buffers: Buffers,
+) -> BlockGradient:
+    """The gradient of one block of centres, from cosines computed again; it lives in ``buffers``.
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        """Two small collectives: the maximum, then the sum."""
-        maximum = values.clone()
-        dist.all_reduce(maximum, dist.ReduceOp.MAX)
-        base = torch.where(torch.isinf(maximum), 0, maximum)
-        total = torch.exp(values - base)
-        dist.all_reduce(total)
-        result = torch.where(torch.isinf(maximum), maximum, base + torch.log(total))
-        ctx.save_for_backward(values, result)
-        return result
+    Args:
+        unit: ``samples.unit`` in the type of the products.
+        weight: float32 [k, D], the block's centres.
+    """
+    operand = active.operand(block, weight, settings.dtype)
+    raw, terms = buffers.views(block.stop - block.start)
+    _multiply(unit, operand.weight.T, raw)
+    torch.addcmul(samples.offset[:, None], raw, settings.scale * operand.inverse, out=terms)
+    struck = _find_filtered(raw, operand, settings)
+    if struck is not None:
+        terms.masked_fill_(struck, -torch.inf)
+    terms.exp_()
+    _put(terms, samples.own - block.start, samples.to_target)
+    terms.mul_(operand.centre_inverse)
+    along = raw.mul_(terms).sum(0).mul_(operand.inverse).mul_(operand.centre_inverse).neg_()
+    return BlockGradient(terms, unit, along)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """This rank's share of the gradient."""
-        (upstream,) = gradients
-        values, result = ctx.saved_tensors
-        return torch.where(torch.isinf(values), 0, torch.exp(values - result) * upstream)
+
+def _find_filtered(raw: Tensor, operand: Operand, settings: SoftmaxSettings) -> Tensor | None:
+    """Where the cosine of another class is above the threshold, bool [N, k]."""
+    return raw > settings.filtering * operand.lengths if settings.filtering > 0 else None
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if left.dtype == torch.float32:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
+
+
+def _add_weighted(total: Tensor, weights: Tensor, sums: Tensor, vectors: Tensor) -> None:
+    """``total += weights @ vectors`` in the vectors' precision; ``sums``: of each row's weights, or of their sizes."""
+    if vectors.dtype == torch.float32:
+        total.addmm_(weights, vectors)
+        return
+    some = sums > _SMALLEST_SUM
+    scaled = weights * torch.where(some, _WEIGHT_SUM / sums, 0)[:, None]
+    total.addcmul_((scaled.to(vectors.dtype) @ vectors).float(), torch.where(some, sums / _WEIGHT_SUM, 0)[:, None])
+
+
+def _put(array: Tensor, column: Tensor, values: Tensor) -> None:
+    """``array[i, column[i]] = values[i]`` where that column exists; no transfer to the host decides which."""
+    here = (column >= 0) & (column < array.shape[1])
+    column = torch.where(here, column, 0)[:, None]
+    kept = array.gather(1, column)[:, 0]
+    array.scatter_(1, column, torch.where(here, values, kept)[:, None])

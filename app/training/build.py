@@ -15,7 +15,7 @@ from app.data.source import Source
 from app.device import dtype_of
 from app.evaluate.metrics import check_pairs
 from app.head.margins import build_margin
-from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.head.partial_fc import PartialFC, PartialFCConfig, product_dtype
 from app.run_folder import build_model, run_url
 from app.training.plan import ElasticPlan
 from app.training.state import RunState
@@ -120,10 +120,10 @@ def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int)
         logical_shards=plan.logical_workers,
         seed=recipe.train.seed,
         centre_dtype=dtype_of(head.centre_dtype),
-        matmul_dtype=dtype_of(recipe.train.precision),
-        block_bytes=head.block_memory_mb << 20,
+        matmul_dtype=product_dtype(head.precision, recipe.train.precision, world.device.kind),
+        block_bytes=head.block_memory_mb << 20 or world.device.block_bytes,
     )
-    return PartialFC(config, margin).to_device(world.device.torch_device)
+    return PartialFC(config, margin, world.device.torch_device)
 
 
 def load_sets(recipe: Recipe) -> list[VerificationSet]:

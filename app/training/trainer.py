@@ -18,9 +18,9 @@ from app.data.loader import Batch
 from app.data.pixels import normalise_
 from app.device import dtype_of
 from app.errors import AppError
-from app.head.class_shards import mix_seed
 from app.head.optimizer import CentreOptimizer
-from app.head.partial_fc import ABSENT, PartialFC
+from app.head.partial_fc import ABSENT, HeadError, PartialFC
+from app.seeds import torch_seed
 from app.training.batch_statistics import BatchStatistics
 from app.training.gradient_compression import compressed_all_reduce
 from app.training.joinable import JoinableBackbone
@@ -69,7 +69,12 @@ class Trainer:
         self.optimizer = self._make_optimizer()
         optim = recipe.optim
         self.centre_optimizer = CentreOptimizer(
-            head, optim.name, momentum=optim.momentum, weight_decay=optim.weight_decay, update=recipe.head.update
+            head,
+            optim.name,
+            momentum=optim.momentum,
+            weight_decay=optim.weight_decay,
+            update=recipe.head.update,
+            momentum_dtype=getattr(torch, recipe.head.momentum_dtype),
         )
         self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16")
         self.memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
@@ -103,8 +108,10 @@ class Trainer:
 
         Raises:
             NotFiniteError: the loss, or under fp32 and bf16 a gradient, is NaN or Inf; weights are as before the step.
+            HeadError: a label outside the classes; names it and its sample.
         """
         global_batch = self.recipe.train.batch_size * self.plan.logical_workers
+        self._check_labels(batches)
         self.head.begin_step(number, self._all_labels(batches))
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
@@ -113,7 +120,7 @@ class Trainer:
         for turn in range(self.plan.rounds):
             if turn < len(share):
                 # Dropout, masking and stochastic depth follow the logical worker, not the process that runs it.
-                torch.manual_seed(mix_seed(self.recipe.train.seed, number, share[turn]))
+                torch.manual_seed(torch_seed(self.recipe.train.seed, "train.micro_batch", number, share[turn]))
             batch = batches[turn] if turn < len(batches) else None
             last = turn == self.plan.rounds - 1
             with self._synchronized(last):
@@ -157,6 +164,18 @@ class Trainer:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
+    def _check_labels(self, batches: Sequence[Batch]) -> None:
+        classes = self.head.config.num_classes
+        for batch in batches:
+            strange = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()
+            if len(strange):
+                row = int(strange[0, 0])
+                raise HeadError(
+                    f"rank {self.world.rank}: label {int(batch.labels[row])} of the sample at position "
+                    f"{int(batch.positions[row])} of the dataset is outside the classes 0..{classes - 1}: "
+                    "correct data.num_classes or the dataset"
+                )
+
     def _all_labels(self, batches: Sequence[Batch]) -> Tensor | None:
         """Labels of the whole global batch, where the head samples classes by them."""
         if self.recipe.head.sample_rate >= 1:
@@ -170,9 +189,10 @@ class Trainer:
 
     def _agree(self, loss: Tensor, norm: Tensor, flags: Sequence[int]) -> tuple[float, float, bool, tuple[int, ...]]:
         """One small message a step: is everything finite on every rank, and the sums of the flags."""
-        centre_gradient = self.head.active.grad
-        centres_finite = centre_gradient is None or bool(torch.isfinite(centre_gradient.abs().sum()))
-        mean_loss, gradient_norm = float(loss), float(norm)
+        # One transfer to the host for all three.
+        mean_loss, gradient_norm, centres_finite = torch.stack(
+            [loss.double(), norm.double(), self.head.finite().double()]
+        ).tolist()
         bad = not (centres_finite and gradient_norm < float("inf") and abs(mean_loss) < float("inf"))
         sums = self.world.all_reduce([float(bad), *map(float, flags)], "sum")
         return mean_loss, gradient_norm, sums[0] == 0, tuple(int(value) for value in sums[1:])

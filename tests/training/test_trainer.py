@@ -77,18 +77,39 @@ def test_fp16_gradients_that_overflow_halve_the_scale_and_change_nothing(world: 
         assert (scale_after, changed) == (scale, not skipped)
 
 
-def one_bad_rank(rank: int, world: int) -> list[bool]:
-    trainer = make(rank, world, precision="fp32")
-    trainer.step(0, batches(trainer), 0.01)
-    finite = []
-    for value in (1.0, float("inf"), float("nan")):
-        trainer.head.active.grad = torch.full_like(trainer.head.active, value if rank == 1 else 1.0)
-        finite.append(trainer._agree(torch.ones(()), torch.ones(()), ())[2])
-    return finite
+def one_bad_rank(rank: int, world: int) -> list[tuple[bool, bool]]:
+    """Whether the step is called finite, and whether it changed anything, when one rank's factors are bad."""
+    trainer = make(rank, world)
+    finite = trainer.head.finite
+    trainer.loss_scale.scale = 1.0
+    results = []
+    for bad in (False, True):
+        before = everything(trainer)
+        if bad and rank == 1:
+            trainer.head.finite = lambda: torch.zeros((), dtype=torch.bool)  # type: ignore[method-assign]
+        result = trainer.step(0, batches(trainer), 0.01)
+        trainer.head.finite = finite  # type: ignore[method-assign]
+        after = everything(trainer)
+        changed = any(not torch.equal(after[name], before[name]) for name in before)
+        results.append((not result.skipped, changed))
+    return results
 
 
 def test_gradients_of_class_centres_that_overflow_on_one_rank_count_on_all() -> None:
-    assert run_ranks(one_bad_rank, 2) == [[True, False, False]] * 2
+    assert run_ranks(one_bad_rank, 2) == [[(True, True), (False, False)]] * 2
+
+
+def test_a_label_outside_the_classes_names_its_sample_and_changes_nothing() -> None:
+    trainer = make(0, 1, precision="fp32")
+    made = batches(trainer)
+    made[1].labels[2] = CLASSES
+    before = everything(trainer)
+    with pytest.raises(
+        AppError, match=r"rank 0: label 6 of the sample at position 6 of the dataset is outside .* 0..5"
+    ):
+        trainer.step(0, made, 0.01)
+    after = everything(trainer)
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def gradients(rank: int, world: int, compression: str) -> torch.Tensor:
