@@ -107,27 +107,34 @@ def overlay_pod(
     # fmt: on
     if service_account:
         spec["serviceAccountName"] = service_account
-    metadata: dict[str, Any] = {
-        "labels": {"app.kubernetes.io/part-of": "arcface"},
-        # Without the annotation Volcano takes a pod for preemptable, since its version 1.8.
-        "annotations": {_PREEMPTABLE: "true" if preemptible else "false"},
-    }
     if profile is not None:
-        metadata["labels"] |= profile.labels
-        metadata["annotations"] |= profile.annotations
         spec["nodeSelector"] = dict(profile.node_selector)
         spec["tolerations"] = [dict(toleration) for toleration in profile.tolerations]
     if spread:
-        spec["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {"torchx.pytorch.org/role-name": role.name}},
-            }
-        ]
-    set_overlay(role, "kubernetes", "V1Pod", {"metadata": metadata, "spec": spec})
+        spec["topologySpreadConstraints"] = [_own_nodes(role)]
+    set_overlay(role, "kubernetes", "V1Pod", {"metadata": _metadata(profile, preemptible=preemptible), "spec": spec})
     return role
+
+
+def _metadata(profile: HardwareProfile | None, *, preemptible: bool) -> dict[str, dict[str, str]]:
+    """Labels and annotations of a pod, with those of its node's profile."""
+    labels = {"app.kubernetes.io/part-of": "arcface"}
+    # Without the annotation Volcano takes a pod for preemptable, since its version 1.8.
+    annotations = {_PREEMPTABLE: "true" if preemptible else "false"}
+    if profile is not None:
+        labels |= profile.labels
+        annotations |= profile.annotations
+    return {"labels": labels, "annotations": annotations}
+
+
+def _own_nodes(role: specs.Role) -> dict[str, Any]:
+    """Prefer nodes of their own for the replicas of a role."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"torchx.pytorch.org/role-name": role.name}},
+    }
 
 
 def _authority(secret: str) -> dict[str, Any]:
