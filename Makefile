@@ -32,6 +32,7 @@ lint: install ## style, types and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy torchx_plugins demo scripts benchmarks tests
 	$(BIN)/mypy --config-file .ci/mypy-components.ini -c "$$(cat components.py)"  # its name is also the package's
 	$(BIN)/lint-imports
 

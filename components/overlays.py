@@ -68,8 +68,7 @@ def overlay_pod(
     """Attach the overlay to a role and return it.
 
     Args:
-        secret: Secret whose keys become environment variables, and its ``ca.crt``, where it has one, a file in
-            ``CA_FOLDER``; empty for none.
+        secret: Secret whose keys become environment variables, its ``ca.crt`` a file in ``CA_FOLDER``; or empty.
         profile: of the node, or None for a pod that runs anywhere.
         preemptible: whether Volcano may take the pods away for a queue with a better claim.
         spread: prefer nodes of their own for the replicas of this role.

@@ -41,12 +41,15 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
             self._call(
                 namespace,
                 lambda: self._custom_objects_api().create_namespaced_custom_object(
-                    **_GROUP, namespace=namespace, body=resource, dry_run="All"
+                    **_GROUP,
+                    namespace=namespace,
+                    body=resource,
+                    dry_run="All",  # type: ignore[arg-type]
                 ),
             )
         return info
 
-    def schedule(self, dryrun_info: AppDryRunInfo[KubernetesJob, Opts]) -> str:
+    def schedule(self, dryrun_info: AppDryRunInfo[KubernetesJob, Opts]) -> str:  # type: ignore[override]
         """Create the job; returns ``namespace:name``."""
         namespace = dryrun_info.cfg.namespace or "default"
         return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
