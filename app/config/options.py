@@ -135,6 +135,8 @@ def override(recipe: Recipe, path: str, value: Any, where: str) -> Recipe:
     if path not in known:
         raise RecipeError(f"{where}: there is no field {path!r}{hint(path, known)}")
     about = known[path]
+    if path == "data.url" and isinstance(value, list) and all(isinstance(url, str) for url in value):
+        value = ",".join(value)
     try:
         typed = _convert(about.kind, value)
     except (ValueError, TypeError, OverflowError) as error:

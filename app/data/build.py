@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from app import storage
 from app.data.config import DataConfig
 from app.data.dataset import open_dataset
+from app.data.folder_source import FolderSource
 from app.data.loader import Loader, LoaderConfig
+from app.data.mixture import Mixture
 from app.data.order import expected_pairs, make_order
 from app.data.records import RecordSource
 from app.data.source import Source, SourceError
 from app.data.synthetic import SYNTHETIC, NoiseSource
+from app.storage import StorageError
 
 
 def open_source(data: DataConfig, seed: int) -> Source:
@@ -25,7 +32,52 @@ def open_source(data: DataConfig, seed: int) -> Source:
         if not (data.num_classes and data.num_images):
             raise SourceError("synthetic data needs --data.num-classes and --data.num-images")
         return NoiseSource(data.num_images, data.num_classes, data.image_size, seed)
-    return RecordSource(open_dataset(data.url), max_request_bytes=int(data.block_mb * 2**20))
+    urls = [url.strip() for url in data.url.split(",") if url.strip()]
+    sources = [_open_one(url, data) for url in urls]
+    if len(sources) == 1:
+        return sources[0]
+    try:
+        weights = [float(weight) for weight in data.weights]
+    except ValueError as error:
+        raise SourceError(f"data.weights must be numbers, one a dataset; got {','.join(data.weights)}") from error
+    if data.people == "separate":
+        return Mixture(sources, weights)
+    return Mixture(sources, weights, [_people_of(url, source) for url, source in zip(urls, sources, strict=True)])
+
+
+def _open_one(url: str, data: DataConfig) -> Source:
+    """Records where there is a ``train.rec``, else a folder of images."""
+    try:
+        dataset = open_dataset(url)
+    except StorageError as error:
+        if error.kind != "absent":
+            raise
+        try:
+            return FolderSource(url)
+        except (SourceError, StorageError):
+            raise error from None
+    return RecordSource(
+        dataset,
+        max_request_bytes=int(data.block_mb * 2**20),
+        cache=(Path(data.cache), int(data.cache_gb * 2**30)) if data.cache else None,
+        labels=storage.join(url, data.labels) if data.labels else "",
+    )
+
+
+def _people_of(url: str, source: Source) -> list[str]:
+    """Names of the classes, from ``people.json`` or the subfolders; made up where there are none."""
+    if isinstance(source, FolderSource):
+        return source.people
+    text = storage.read_optional(storage.join(url, "people.json"))
+    if text is None:
+        return [f"{url}#{number}" for number in range(source.num_classes)]
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"{url}/people.json: not JSON: {error}") from error
+    if not isinstance(names, list) or len({str(name) for name in names}) != len(names):
+        raise SourceError(f"{url}/people.json: expected a list of different names")
+    return [str(name) for name in names]
 
 
 def make_loader(

@@ -11,7 +11,16 @@ from app.settings import setting
 class DataConfig:
     """Where the images are and in which order they come."""
 
-    url: str = setting("", 'folder with train.rec and train.idx (a path or URL), or "synthetic"')
+    url: str = setting(
+        "", 'folder with train.rec, or a subfolder of images a person (path or URL); several by commas; "synthetic"'
+    )
+    weights: tuple[str, ...] = setting((), "how often an epoch trains each of several datasets; empty: once each")
+    people: str = setting(
+        "separate", "whether people of one name in several datasets are one class", choices=("separate", "shared")
+    )
+    labels: str = setting("", "list in the dataset's folder that replaces the records' labels, such as train.lst")
+    cache: str = setting("", "folder on the node's disk that keeps what was read from the store; empty: none")
+    cache_gb: float = setting(200.0, "what that folder may hold, GiB", above=0)
     num_classes: int = setting(0, "identities; 0: read from the dataset", minimum=0)
     empty_classes: str = setting(
         "refuse", "what to do when a class has no image: its centre is only pushed away", choices=("refuse", "warn")

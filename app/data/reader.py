@@ -31,6 +31,7 @@ class RecordReader:
         self._max_request = max_request_bytes
         self._max_gap = max_gap_bytes
         self.fetcher = RangeFetcher(dataset.object)
+        self.fetch = self.fetcher.fetch  # a cache may stand before it
 
     @property
     def requests(self) -> int:
@@ -53,7 +54,7 @@ class RecordReader:
         starts, stops = self.dataset.starts[wanted[order]], self.dataset.stops[wanted[order]]
         groups = self._group(starts, stops)
         ranges = [(int(starts[first]), int(stops[last - 1])) for first, last in groups]
-        chunks = self.fetcher.fetch(ranges)
+        chunks = self.fetch(ranges)
         records: list[bytes] = [b""] * len(wanted)
         for (first, last), (base, _), chunk in zip(groups, ranges, chunks, strict=True):
             for i in range(first, last):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
+from app.data.chunk_cache import ChunkCache
 from app.data.dataset import Dataset
 from app.data.identities import classes_without_image
+from app.data.label_list import read_labels
 from app.data.reader import RecordReader
 from app.data.source import Sample
 
@@ -16,13 +21,31 @@ class RecordSource:
 
     Args:
         max_request_bytes: longest ranged read.
+        cache: folder on the node's disk and cap in bytes, for what was read once.
+        labels: URL of a list that replaces the records' labels; see ``label_list.py``.
     """
 
-    def __init__(self, dataset: Dataset, *, max_request_bytes: int = 8 << 20) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        max_request_bytes: int = 8 << 20,
+        cache: tuple[Path, int] | None = None,
+        labels: str = "",
+    ) -> None:
         self.dataset = dataset
         self.reader = RecordReader(dataset, max_request_bytes=max_request_bytes)
         self.url, self.num_classes, self.tag = dataset.url, dataset.num_classes, dataset.tag
         self.record_bytes = dataset.record_bytes
+        self._cache: ChunkCache | None = None
+        if cache is not None:
+            self._cache = ChunkCache(dataset.object, self.reader.fetch, *cache)
+            self.reader.fetch = self._cache.fetch
+        self._labels: NDArray[np.int64] | None = None
+        if labels:
+            self._labels = read_labels(labels, dataset.keys)
+            self.num_classes = int(self._labels.max()) + 1
+            self.tag += "-" + hashlib.sha256(self._labels.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -34,6 +57,8 @@ class RecordSource:
     def parse(self, position: int, record: bytes) -> Sample:
         """Label (the first, where there are several) and encoded image."""
         header, image = self.reader.parse(position, record)
+        if self._labels is not None:
+            return Sample(float(self._labels[position]), image)
         return Sample(header.labels[0] if header.labels else float("nan"), image)
 
     def describe(self, position: int) -> str:
@@ -42,8 +67,11 @@ class RecordSource:
 
     def classes_without_image(self) -> list[int]:
         """Classes whose identity record is an empty range; none where the file has no identity records."""
+        if self._labels is not None:
+            return np.setdiff1d(np.arange(self.num_classes), self._labels).tolist()
         return classes_without_image(self.dataset)
 
     def figures(self) -> dict[str, float]:
         """Requests, bytes, what was asked for again, and how long requests took."""
-        return self.reader.fetcher.figures()
+        cached = {"cache_hits": self._cache.hits, "cache_misses": self._cache.misses} if self._cache else {}
+        return {**self.reader.fetcher.figures(), **cached}

@@ -128,7 +128,7 @@ def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int)
 
 def load_sets(recipe: Recipe) -> list[VerificationSet]:
     """The verification sets that are there; one that is configured and missing is warned about."""
-    folder = recipe.verify.url or recipe.data.url
+    folder = recipe.verify.url or recipe.data.url.split(",")[0]
     urls = [storage.join(folder, f"{name}.bin") for name in recipe.verify.sets]
     found = [url for url in urls if storage.exists(url, optional=True)]
     for url in sorted(set(urls) - set(found)):
