@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 
 from app import storage
+from app.checkpoint.conditional import require_conditional_writes
 from app.device import DEVICE_FILES, detect_device
 from app.errors import AppError, run_main
 
@@ -70,12 +71,20 @@ def check_temporary() -> str:
         raise SelfCheckError(f"no writable temporary folder ({error}): mount an emptyDir at /tmp") from error
 
 
-def check_output(url: str) -> str:
-    """The output can be written and deleted; leaves nothing behind.
+def check_output(url: str, commit: str = "conditional") -> str:
+    """The output can be written and deleted, and checkpoints can be committed; leaves nothing behind.
+
+    Args:
+        url: folder of the runs.
+        commit: how checkpoints are committed, see ``checkpoint.commit``.
 
     Raises:
-        StorageError: it cannot; says why.
+        StorageError: it cannot be written; says why.
+        CheckpointError: the store has no conditional writes.
     """
+    if commit == "conditional":
+        require_conditional_writes(url)
+        return f"{storage.redact(url)} is writable, and only once"
     probe = storage.join(url, f".write-check-{os.urandom(6).hex()}")
     storage.write_bytes(probe, b"1")
     storage.delete_tree(probe)
@@ -114,7 +123,7 @@ def check_decoder() -> str:
     return "JPEG"
 
 
-def quick_checks(processes: int, output: str) -> dict[str, Callable[[], str]]:
+def quick_checks(processes: int, output: str, commit: str = "conditional") -> dict[str, Callable[[], str]]:
     """What the launcher asks before a start: nothing that loads torch."""
     checks: dict[str, Callable[[], str]] = {
         "devices": lambda: check_devices(processes),
@@ -122,7 +131,7 @@ def quick_checks(processes: int, output: str) -> dict[str, Callable[[], str]]:
         "temporary folder": check_temporary,
     }
     if output:
-        checks["output"] = lambda: check_output(output)
+        checks["output"] = lambda: check_output(output, commit)
     return checks
 
 
@@ -131,8 +140,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m app.selfcheck", description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="", help="folder URL that must be writable")
+    parser.add_argument("--commit", choices=("conditional", "single-writer"), default="conditional")
     options = parser.parse_args(arguments)
-    checks = quick_checks(options.processes, options.output) | {"torch": check_torch, "decoder": check_decoder}
+    checks = quick_checks(options.processes, options.output, options.commit) | {
+        "torch": check_torch,
+        "decoder": check_decoder,
+    }
     failed = 0
     print(f"python {sys.version.split()[0]}, uid {os.getuid()}")
     for name, check in checks.items():

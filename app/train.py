@@ -17,7 +17,7 @@ from app.data.build import describe_order, make_loader, open_source
 from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import StopRequest, catch_stop
-from app.errors import EXIT_INTERRUPTED, AppError, run_main
+from app.errors import AppError, run_main
 from app.head.class_shards import class_range
 from app.observe.events import EventLog
 from app.run_folder import run_url
@@ -75,9 +75,11 @@ def train(recipe: Recipe) -> int:
         events.close()
         loop.checkpoints.close()
         if outcome is Outcome.STOPPED:
-            return EXIT_INTERRUPTED
-    if world.rank == 0:
-        report_done()
+            loop.progress.say(
+                f"stopped; the checkpoint of step {loop.step} is committed: the same command goes on from there"
+            )
+            return stop.exit_code
+    report_done(tell=world.rank == 0)
     return 0
 
 

@@ -75,7 +75,10 @@ def _rendezvous(job: TrainJob) -> specs.Role:
         name="rdzv",  # no dash: it becomes part of a variable's name
         image=job.image,
         entrypoint=PYTHON,
-        args=["-m", "app.elastic.rendezvous", "--port", str(job.rdzv_port), "--rdzv-id", macros.app_id],
+        args=[
+            *("-m", "app.elastic.rendezvous", "--port", str(job.rdzv_port), "--rdzv-id", macros.app_id),
+            *("--listen", "all"),  # the pods' network is trusted, or the Secret holds ARCFACE_RDZV_TOKEN
+        ],
         num_replicas=1,
         env=dict(_WRITABLE_HOME),
         resource=specs.Resource(cpu=1, gpu=0, memMB=1024),

@@ -24,6 +24,7 @@ from app import storage
 from app.checkpoint.agreement import agree, broadcast
 from app.checkpoint.background import Background
 from app.checkpoint.collect import Keeping, choose_victims, delete_checkpoint
+from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.lease import Lease
 from app.checkpoint.manifest import CheckpointError, DamagedError, Manifest, StoredObject
 from app.checkpoint.names import Name, make_name, origin_of, parse_name, run_owner
@@ -87,13 +88,15 @@ class CheckpointManager:
         """Take the folder for this run, until ``close``; a collective.
 
         Raises:
-            CheckpointError: another run writes there.
+            CheckpointError: another run writes there, or the store has no conditional writes.
         """
 
         def take() -> None:
             if self.world.rank == 0:
                 self._lease = Lease(storage.join(self.url, "lease.json"), self.owner)
-                self._lease.take(time.monotonic() + self.patience)
+                self._lease.take(self._until())
+                if self.conditional:
+                    persist(lambda: require_conditional_writes(self.url), self._until())
 
         agree(self.world, take)
 

@@ -1,16 +1,23 @@
-"""Starts torchrun on one node of an elastic job: finds the rendezvous, checks the node, then becomes torchrun.
+"""Runs torchrun on one node of an elastic job: finds the rendezvous, checks the node, starts the agent, watches it.
 
 Schedulers say in an environment variable where the first replica of the first role is; its name comes as an argument,
-so no shell is needed and nothing has to be quoted.
+so no shell is needed and nothing has to be quoted. When the rendezvous process dies, the agent stops its workers, which
+commit the step they are at; the launcher then looks the name up again, waits for a fresh process, and starts anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from types import FrameType
 
 from app.errors import AppError, run_main
 from app.selfcheck import quick_checks
@@ -20,8 +27,11 @@ class LaunchError(AppError):
     """The node cannot take part; says what is missing."""
 
 
+_EXIT_LOST = 69  # app.elastic.agent.EXIT_LOST; importing it here would load torch twice a node
+
+
 def main(arguments: list[str]) -> int:
-    """Command line of ``python -m app.elastic.launch OPTIONS -- APP ARGUMENTS``; does not return when all is well."""
+    """Command line of ``python -m app.elastic.launch OPTIONS -- APP ARGUMENTS``; returns the agent's exit code."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options, app_arguments = parse(arguments[:cut]), arguments[cut + 1 :]
     host = os.environ.get(options.rdzv_host_env, "").split(",")[0] or "localhost"
@@ -32,8 +42,95 @@ def main(arguments: list[str]) -> int:
     os.environ["ARCFACE_RDZV_ENDPOINT"] = endpoint
     # torch would share its rendezvous store with the workers, and a node that joins late would hang the job.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    command = torchrun_command(options, endpoint, app_arguments)
-    os.execv(command[0], command)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of(options.nproc_per_node)))
+    return Launcher(options, endpoint, app_arguments).run()
+
+
+def threads_of(processes: int) -> int:
+    """Threads of a process among as many on this node: its share of the cores, as torch takes when it is alone."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
+
+
+class Launcher:
+    """The agent of this node, started as often as the rendezvous process is."""
+
+    def __init__(self, options: argparse.Namespace, endpoint: str, app_arguments: list[str]) -> None:
+        self.options, self.endpoint = options, endpoint
+        self.command = torchrun_command(options, endpoint, app_arguments)
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.stop_signal = 0
+
+    def run(self) -> int:
+        """Until training is done, has failed, or a signal comes; returns the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        with tempfile.TemporaryDirectory(prefix="arcface-") as folder:
+            done = Path(folder) / "done"
+            os.environ["ARCFACE_DONE_FILE"] = str(done)
+            while True:
+                self._wait_for_rendezvous()
+                if self.stop_signal:
+                    return 128 + self.stop_signal
+                # A session of its own: Ctrl-C reaches the agent through this process only, once.
+                self.agent = subprocess.Popen(self.command, start_new_session=True)
+                if self.stop_signal:  # it came while the agent was being started
+                    self.agent.send_signal(signal.SIGTERM)
+                code = self.agent.wait()
+                if done.exists():
+                    return 0  # whatever became of the rendezvous after that
+                if self.stop_signal:
+                    return 128 + self.stop_signal
+                if code != _EXIT_LOST:
+                    return code if code >= 0 else 128 - code
+                print(f"the rendezvous process is lost: waiting for a fresh one at {self.endpoint}", flush=True)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.stop_signal:
+            if self.agent is not None:
+                for process in [*descendants(self.agent.pid), self.agent.pid]:
+                    kill(process)
+            os._exit(128 + number)
+        self.stop_signal = number
+        os.write(2, b"\nstopping after this step; a second time ends at once\n")
+        if self.agent is not None:
+            self.agent.send_signal(signal.SIGTERM)
+
+    def _wait_for_rendezvous(self) -> None:
+        """Wait until somebody listens there; the name is looked up each time, a fresh pod has another address."""
+        host, _, port = self.endpoint.rpartition(":")
+        deadline = time.monotonic() + self.options.join_timeout
+        while not self.stop_signal:
+            try:
+                socket.create_connection((host, int(port)), timeout=5).close()
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"no rendezvous process answers at {self.endpoint} for {self.options.join_timeout} s "
+                        f"({error}): is its pod running, and may this pod reach it?",
+                        transient=True,
+                    ) from error
+            time.sleep(0.5)
+
+
+def descendants(process: int) -> list[int]:
+    """Children and their children, as /proc lists them."""
+    found: list[int] = []
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return found
+    for child in map(int, children):
+        found += [child, *descendants(child)]
+    return found
+
+
+def kill(process: int) -> None:
+    """SIGKILL; what is gone already is no error."""
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return
 
 
 def check_node(processes: int, app_arguments: list[str]) -> None:
@@ -42,17 +139,15 @@ def check_node(processes: int, app_arguments: list[str]) -> None:
     Raises:
         AppError: the node lacks something; the first that was found.
     """
-    output = ""
-    if "--output.url" in app_arguments[:-1]:
-        output = app_arguments[app_arguments.index("--output.url") + 1]
-    for name, check in quick_checks(processes, output).items():
+    said = dict(itertools.pairwise(app_arguments))
+    output, commit = said.get("--output.url", ""), said.get("--checkpoint.commit", "conditional")
+    for name, check in quick_checks(processes, output, commit).items():
         print(f"node check: {name}: {check()}", flush=True)
 
 
 def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: list[str]) -> list[str]:
     """The command that this process becomes."""
     conf = {
-        "is_host": "false",
         "join_timeout": options.join_timeout,
         "last_call_timeout": options.last_call_timeout,
         "read_timeout": 300,
@@ -63,9 +158,9 @@ def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: 
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "app.elastic.agent",
         *("--nnodes", options.nnodes, "--nproc-per-node", str(options.nproc_per_node)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", options.rdzv_id),
+        *("--rdzv-backend", "arcface", "--rdzv-endpoint", endpoint, "--rdzv-id", options.rdzv_id),
         *("--rdzv-conf", ",".join(f"{key}={value}" for key, value in conf.items())),
         *("--max-restarts", str(options.max_restarts), "--monitor-interval", "0.5", "--role", "trainer"),
         *("--shutdown-timeout", str(options.shutdown_timeout)),

@@ -1,29 +1,54 @@
-"""SIGTERM means: the node is about to go. The step in progress ends, a checkpoint is committed, the process leaves."""
+"""SIGTERM and Ctrl-C mean: stop, and lose nothing. The step in progress ends, a checkpoint is committed, the process
+leaves with 128 + the signal's number (143, 130), as shells and schedulers expect. A second signal ends it at once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# One press of Ctrl-C may arrive twice: from the terminal, and from an agent that passes it on.
+_SAME_SECONDS = 1.0
+
 
 class StopRequest:
-    """Whether this process was asked to stop."""
+    """Whether this process was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.number = 0
+        self._since = 0.0
+
+    @property
+    def received(self) -> bool:
+        """It was."""
+        return self.number != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with: 128 + the signal."""
+        return 128 + self.number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = True
+        if self.received and time.monotonic() - self._since > _SAME_SECONDS:
+            os._exit(128 + number)
+        if not self.received:
+            self.number, self._since = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":
+                # Not print: the signal may have come in the middle of one.
+                os.write(2, b"\nstopping after this step; a second time ends at once\n")
 
 
 @contextmanager
 def catch_stop() -> Iterator[StopRequest]:
-    """Within the block SIGTERM only sets ``received``."""
+    """Within the block SIGTERM and SIGINT only set ``received``; the second one ends the process."""
     request = StopRequest()
-    before = signal.signal(signal.SIGTERM, request._handle)
+    before = {number: signal.signal(number, request._handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

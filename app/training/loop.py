@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import faulthandler
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe
 from app.data.loader import Batch, Loader
+from app.elastic import watchdog
 from app.elastic.signals import StopRequest
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
@@ -75,11 +75,13 @@ class Loop:
 
     def run(self) -> Outcome:
         """Train until the end or until a node is asked to stop."""
+        watchdog.start(self.world.rank, self.world.size, self.recipe.train.step_timeout)
         try:
             with profiled_steps(self.recipe, self.world, self.progress, self.step, self.last_step) as profiler:
                 outcome = self._run(profiler)
         finally:
             self.progress.close()
+            watchdog.stop()
         if self.checkpoints.busy:
             self._commit()
         return outcome
@@ -89,7 +91,7 @@ class Loop:
         stopping = False
         batches = self._batches()
         while self.step < self.last_step and not stopping:
-            faulthandler.dump_traceback_later(self.recipe.train.step_timeout, exit=True, file=2)
+            watchdog.enter("data", self.step)
             waited = time.perf_counter()
             batch = next(batches)
             self._speed.data_wait += time.perf_counter() - waited
@@ -106,6 +108,7 @@ class Loop:
                 self._report(result, lr)
             stopping = result.flags[0] > 0
             uploading = result.flags[1] > 0
+            watchdog.enter("checkpoint")
             if self.checkpoints.busy and (stopping or not uploading):
                 self._commit(wait=stopping)
             if stopping or (self._clock.due(self.step) and not self.checkpoints.busy):
@@ -115,7 +118,6 @@ class Loop:
                 self.verify()
             if profiler is not None:
                 profiler.step()
-        faulthandler.cancel_dump_traceback_later()
         return Outcome.STOPPED if stopping else Outcome.FINISHED
 
     def verify(self) -> None:
@@ -146,6 +148,8 @@ class Loop:
         self._rates.append(rate)
         eta = self._remaining.after(speed.steps, speed.seconds, self.total_steps - self.step)
         scale = f" | scale {self.trainer.loss_scale.scale:.0f}" if self.trainer.loss_scale.enabled else ""
+        if self.trainer.loss_scale.skipped:
+            scale += f", {self.trainer.loss_scale.skipped} steps skipped"
         self.progress.report(
             self.step,
             # What matters least stands last: a narrow terminal cuts it off.
@@ -162,6 +166,7 @@ class Loop:
             data_wait_share=speed.data_wait_share,
             gradient_norm=result.gradient_norm,
             loss_scale=self.trainer.loss_scale.scale,
+            skipped_steps=self.trainer.loss_scale.skipped,
             world_size=self.world.size,
             bad_records=self.loader.bad_records,
             **self.loader.figures(),

@@ -6,6 +6,14 @@ agree whether a step counts; the trainer makes that agreement, this class follow
 
 from __future__ import annotations
 
+from app.errors import AppError
+
+_MOST_SKIPS_AT_FLOOR = 20
+
+
+class NotRecoveringError(AppError):
+    """Gradients overflow fp16 whatever the scale; every step would be skipped for ever."""
+
 
 class LossScale:
     """The factor that keeps fp16 gradients in range; 1 and inert unless ``enabled``.
@@ -18,11 +26,25 @@ class LossScale:
         self.scale = initial if enabled else 1.0
         self.growth_interval = growth_interval
         self.good_steps = 0
+        self.skipped = 0  # steps of this start whose update was left out
+        self._at_floor = 0  # of them, in a row with the least scale there is
 
     def update(self, *, finite: bool) -> None:
-        """Take note of a step whose gradients were finite on all ranks, or not on some."""
+        """Take note of a step whose gradients were finite on all ranks, or not on some.
+
+        Raises:
+            NotRecoveringError: many in a row were not, with a scale that cannot become less.
+        """
         if not self.enabled:
             return
+        self._at_floor = self._at_floor + 1 if not finite and self.scale == 1.0 else 0
+        self.skipped += not finite
+        if self._at_floor == _MOST_SKIPS_AT_FLOOR:
+            raise NotRecoveringError(
+                f"{_MOST_SKIPS_AT_FLOOR} steps in a row were skipped: gradients overflow fp16 even with loss scale 1; "
+                "set train.precision to bf16 or fp32, or lower head.scale or optim.lr; a checkpoint from before may "
+                "already hold such weights"
+            )
         if not finite:
             self.scale, self.good_steps = max(1.0, self.scale / 2), 0
             return

@@ -17,6 +17,7 @@ from app.config.recipe import Recipe
 from app.data.loader import Batch
 from app.data.pixels import normalise_
 from app.device import dtype_of
+from app.elastic import watchdog
 from app.errors import AppError
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, HeadError, PartialFC
@@ -124,14 +125,18 @@ class Trainer:
             batch = batches[turn] if turn < len(batches) else None
             last = turn == self.plan.rounds - 1
             with self._synchronized(last):
+                watchdog.enter("forward", number)
                 embeddings, labels = self._forward(batch)
+                watchdog.enter("head")
                 micro_loss = self.head(embeddings, labels, global_batch)
+                watchdog.enter("backward")
                 (micro_loss * self.loss_scale.scale).backward()
             loss += micro_loss.detach()
         for parameter in self.parameters:
             if parameter.grad is None:
                 # DDP makes it 0 where there are several processes: one alone must do the same.
                 parameter.grad = torch.zeros_like(parameter)
+        watchdog.enter("update")
         unscale = 1.0 / self.loss_scale.scale
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
         mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)

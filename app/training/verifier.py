@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from app import storage
 from app.config.recipe import Recipe
 from app.data.bin_sets import VerificationSet
+from app.elastic import watchdog
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
@@ -38,7 +41,13 @@ class Verifier:
         if not self.sets:
             return
         self.backbone.eval()
-        embed = embed_with(self.backbone, self.world.device, self.recipe.train.precision)
+        plain = embed_with(self.backbone, self.world.device, self.recipe.train.precision)
+
+        def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            # Of a verification every batch counts as progress: it may take longer than a step.
+            watchdog.enter("verification")
+            return plain(images)
+
         for pairs in self.sets:
             result = verify_set(
                 pairs,

@@ -48,13 +48,17 @@ class Cluster:
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
-        self.rendezvous = self._start(self.rendezvous_role, "rdzv")
+        self.start_rendezvous()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         for process in (*self.nodes, *([self.rendezvous] if self.rendezvous else [])):
             kill_tree(process.pid)
             process.wait(10)
+
+    def start_rendezvous(self) -> None:
+        """Start the rendezvous process, also in place of one that died."""
+        self.rendezvous = self._start(self.rendezvous_role, f"rdzv{self.rendezvous.pid if self.rendezvous else ''}")
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """Start one more agent."""
@@ -112,7 +116,7 @@ class Cluster:
 
 def workers_of(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The training processes that an agent started."""
-    children = psutil.Process(node.pid).children()
+    children = psutil.Process(node.pid).children(recursive=True)
     return [child for child in children if any("app.train" in word for word in child.cmdline())]
 
 

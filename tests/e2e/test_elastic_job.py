@@ -75,11 +75,30 @@ def test_sigterm_to_all_commits_a_checkpoint_of_the_last_step(data: str, tmp_pat
         assert committed(output) == job.step()
 
 
+def test_a_fresh_rendezvous_process_takes_a_dead_ones_place(data: str, tmp_path: Path) -> None:
+    output = f"{data}/runs"
+    options = (*JOB, "--train.epochs", "30", "--checkpoint.every-steps", "100000")
+    with Cluster(make_app("2", data, output, *options), tmp_path, output) as job:
+        for _ in range(2):
+            job.add_node()
+        job.wait_for(lambda: job.step() > 0 or len(job.starts()) > 0, "the start")
+        time.sleep(4)
+        assert job.rendezvous is not None
+        job.rendezvous.kill()
+        job.rendezvous.wait()
+        # Meanwhile the workers commit the step that they are at.
+        job.wait_for(lambda: committed(output) > 0, "the commit", 60)
+        at_loss = committed(output)
+        job.start_rendezvous()
+        assert job.finish() == [0, 0, 0]
+        assert job.starts()[-1][0] == at_loss
+
+
 def test_the_rendezvous_process_gives_up_when_no_trainer_ever_comes(tmp_path: Path) -> None:
     app = make_app("2", "x", "y")
     app.roles[0].args += ["--idle-timeout", "2"]
     with Cluster(app, tmp_path, str(tmp_path)) as job:
-        assert job.finish(60) == [1]
+        assert job.finish(60) == [65]
         assert "no sign of life" in job.logs()
 
 

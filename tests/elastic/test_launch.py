@@ -23,7 +23,7 @@ def test_the_command_hands_the_apps_arguments_on_as_they_are(monkeypatch: pytest
     command = torchrun_command(parse(OPTIONS), "rdzv:29500", ["--recipe", "a b", "--x", "$HOME"])
     assert command[-4:] == ["--recipe", "a b", "--x", "$HOME"]
     assert command[command.index("--nnodes") + 1] == "2:4"
-    assert "is_host=false" in command[command.index("--rdzv-conf") + 1]
+    assert command[command.index("--rdzv-backend") + 1] == "arcface"
     assert "--local-addr" not in command
 
 

@@ -1,0 +1,195 @@
+"""Finds the rank that hangs. Every rank tells where it is, and all that still can say who is silent or behind.
+
+A hang on one rank stops all of them in a collective; the stacks of the waiting ones lead nowhere. So each process puts
+its step and section into a store every few seconds, from a thread of its own, and when nothing moved for
+``timeout`` seconds reads what the others put there. A process that is stopped or dead does not renew its entry: it is
+named. Where all are alive, those are named that are behind: at the lowest step, in its earliest section.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from torch.distributed import Store, TCPStore
+
+from app.elastic.signed_store import connect
+
+SECTIONS = ("data", "forward", "head", "backward", "update", "checkpoint", "verification")  # in the order of a step
+EXIT_HANG = 70  # EX_SOFTWARE
+_INTERVAL = 5.0  # seconds between two signs of life
+_MARGIN = 60.0  # seconds after which the C library acts, where no Python thread can
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is: ``beat`` counts its signs of life; step and section are what it works at."""
+
+    beat: int
+    step: int
+    section: str
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The further, the greater."""
+        return (self.step, SECTIONS.index(self.section) if self.section in SECTIONS else 0)
+
+
+def name_culprits(before: dict[int, Place], after: dict[int, Place], size: int) -> str:
+    """The sentence that names who hangs, from two looks at all ranks, a few signs of life apart."""
+    missing = [rank for rank in range(size) if rank not in after]
+    silent = [rank for rank in after if rank in before and after[rank].beat == before[rank].beat]
+    if missing or silent:
+        words = [f"rank {rank} never said where it is" for rank in missing]
+        words += [
+            f"rank {rank} is silent, last seen at step {after[rank].step} in {after[rank].section}" for rank in silent
+        ]
+        return f"{'; '.join(words)}: stopped, dead or out of memory"
+    first = min(place.order for place in after.values())
+    behind = [rank for rank, place in after.items() if place.order == first]
+    where = f"at step {after[behind[0]].step} in {after[behind[0]].section}"
+    if len(behind) == len(after):
+        return f"all {size} ranks are alive and {where}: a collective does not come back; look at the network"
+    return f"rank {', '.join(map(str, behind))} is behind, {where}; the others wait for it"
+
+
+class Watchdog:
+    """Watches this process, and its peers through a store.
+
+    Args:
+        rank, size: of the world.
+        timeout: seconds without ``enter`` that are a hang.
+        connect_store: opens the store that all ranks share; None where there is one rank.
+        interval: seconds between two signs of life.
+        give_up: called at the end, with the exit code.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        timeout: float,
+        connect_store: Callable[[], Store | None],
+        *,
+        interval: float = _INTERVAL,
+        give_up: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self.interval = min(interval, timeout / 4)
+        self._connect, self._give_up = connect_store, give_up
+        self._store: Store | None = None
+        self._step, self._section, self._beat = 0, SECTIONS[0], 0
+        self._moved = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def enter(self, section: str, step: int | None = None) -> None:
+        """This process goes on: it enters a section, of this step."""
+        self._section, self._step = section, self._step if step is None else step
+        self._moved = time.monotonic()
+        if section == SECTIONS[0]:  # once a step
+            faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self.enter(SECTIONS[0])
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._ended.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self.interval):
+            self._tell()
+            if time.monotonic() - self._moved > self.timeout:
+                self._report()
+                return
+
+    def _report(self) -> None:
+        before = self._look()
+        for _ in range(3):
+            time.sleep(self.interval)
+            self._tell()
+        if self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
+            return  # it went on after all
+        after = self._look()
+        culprits = name_culprits(before, after, self.size) if after else f"it is in {self._section}"
+        print(
+            f"error: rank {self.rank}: nothing moved for {self.timeout:.0f} s at step {self._step} in {self._section}: "
+            f"{culprits}. Where a step may take longer, raise train.step_timeout. The stacks of rank {self.rank}:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(file=2)
+        self._give_up(EXIT_HANG)
+
+    def _tell(self) -> None:
+        self._beat += 1
+        try:
+            if self._store is None:
+                self._store = self._connect()
+            if self._store is not None:
+                self._store.set(_key(self.rank), f"{self._beat} {self._step} {self._section}")
+        except RuntimeError:
+            self._store = None  # the next time; a lost store is another's business
+
+    def _look(self) -> dict[int, Place]:
+        """Where all ranks said they are; empty without a store."""
+        places: dict[int, Place] = {}
+        try:
+            for rank in range(self.size if self._store is not None else 0):
+                assert self._store is not None
+                if self._store.check([_key(rank)]):
+                    beat, step, section = self._store.get(_key(rank)).decode().split()
+                    places[rank] = Place(int(beat), int(step), section)
+        except (RuntimeError, ValueError):
+            self._store = None
+        return places
+
+
+def _key(rank: int) -> str:
+    # A new round of workers meets at another port.
+    return f"arcface/where/{os.environ.get('MASTER_PORT', '0')}/{rank}"
+
+
+def shared_store() -> Store | None:
+    """The store that the ranks share: that of the rendezvous process, else the one that rank 0 holds."""
+    host, _, port = os.environ.get("ARCFACE_RDZV_ENDPOINT", "").rpartition(":")
+    if host:
+        return connect(host, int(port), os.environ.get("TORCHELASTIC_RUN_ID", ""), 10.0)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    address, port = os.environ.get("MASTER_ADDR", "localhost"), os.environ.get("MASTER_PORT", "0")
+    return TCPStore(address, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
+
+
+_active: Watchdog | None = None
+
+
+def enter(section: str, step: int | None = None) -> None:
+    """Tell the watchdog of this process, where there is one, what it goes on with."""
+    if _active is not None:
+        _active.enter(section, step)
+
+
+def start(rank: int, size: int, timeout: float) -> None:
+    """Watch this process until ``stop``."""
+    global _active
+    _active = Watchdog(rank, size, timeout, shared_store)
+    _active.start()
+
+
+def stop() -> None:
+    """Watch no more."""
+    global _active
+    if _active is not None:
+        _active.stop()
+    _active = None

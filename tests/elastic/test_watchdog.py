@@ -1,0 +1,91 @@
+"""The watchdog names the rank that hangs, and lets a long verification live."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from app.elastic.watchdog import Place, Watchdog, name_culprits
+from tests.jobs import ROOT, environment
+
+
+def test_the_silent_one_is_named_before_the_one_behind() -> None:
+    before = {0: Place(5, 7, "backward"), 1: Place(5, 7, "data"), 2: Place(5, 7, "backward")}
+    alive = {rank: Place(9, place.step, place.section) for rank, place in before.items()}
+    assert name_culprits(before, alive, 3) == "rank 1 is behind, at step 7 in data; the others wait for it"
+    assert "rank 2 is silent, last seen at step 7 in backward" in name_culprits(before, alive | {2: before[2]}, 3)
+    assert "rank 3 never said where it is" in name_culprits(before, alive, 4)
+    same = {rank: Place(9, 7, "backward") for rank in range(3)}
+    assert "all 3 ranks are alive" in name_culprits(before, same, 3)
+
+
+def test_progress_of_any_kind_keeps_a_process_alive(capfd: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    watched = Watchdog(0, 1, 0.4, lambda: None, interval=0.05, give_up=codes.append)
+    watched.start()
+    for _ in range(20):  # a verification of many batches, longer than the timeout
+        watched.enter("verification")
+        time.sleep(0.1)
+    assert not codes
+    time.sleep(1.2)
+    watched.stop()
+    assert codes == [70]
+    error = capfd.readouterr().err
+    assert "nothing moved for 0 s at step 0 in verification" in error
+    assert "test_watchdog.py" in error  # the stacks
+
+
+RANK = """
+import os, sys, time
+from datetime import timedelta
+from torch.distributed import TCPStore
+from app.elastic import watchdog
+rank = int(os.environ["RANK"])
+port = int(os.environ["MASTER_PORT"])
+dog = watchdog.Watchdog(rank, 3, 2.0, watchdog.shared_store, interval=0.2)
+dog.start()
+dog.enter("backward" if rank else "data", 41)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stopped_process_is_named_by_all_others(tmp_path: Path) -> None:
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK],
+            env={
+                **environment(),
+                **{"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
+            },
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=(tmp_path / str(rank)).open("w"),
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            rank.stdout.readline()
+        time.sleep(1)
+        os.kill(ranks[2].pid, signal.SIGSTOP)
+        assert [rank.wait(30) for rank in ranks[:2]] == [70, 70]
+        for name in "01":
+            text = (tmp_path / name).read_text()
+            assert "rank 2 is silent, last seen at step 41 in backward" in text
+            assert "most recent call first" in text
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
