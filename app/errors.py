@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from app import __version__
+
 # Exit codes of the entry points, after sysexits.h where it has a word for them.
 EXIT_BAD_INPUT = 65
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal after a committed checkpoint; run again to go on.
@@ -46,6 +48,9 @@ def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) ->
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    if arguments == ["--version"]:
+        print(f"arcface-torchx {__version__}")
+        sys.exit(0)
     try:
         code = main(arguments)
     except AppError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def one_pass(distances: NDArray[np.float64], issame: NDArray[np.bool_]) -> tuple
 
 def main() -> None:
     """Measure both on the same pairs, check that they agree, print a line each."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     generator = np.random.default_rng(0)
     issame = np.tile(np.repeat([True, False], PAIRS // 20), 10)
     distances = np.clip(generator.normal(np.where(issame, 0.8, 1.9), 0.3), 0, 4)

@@ -6,11 +6,13 @@ on its local scheduler; a second job verifies the weights from the bucket. Every
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo.object_store import ObjectStore, free_port
@@ -35,8 +37,12 @@ _NOISE = (
 )
 
 
-def main() -> int:
-    """Run all stages; 0 when all succeeded."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run all stages; 0 when all succeeded. Only ``--help`` is an option; ``ARCFACE_DEMO`` names another folder."""
+    parser = argparse.ArgumentParser(
+        "python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
     started = time.monotonic()
     # A parent that started us in the background may have had SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -119,4 +125,4 @@ def title(number: int, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

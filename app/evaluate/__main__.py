@@ -16,6 +16,7 @@ from app.data.recordio import RecordError, class_of
 from app.device import detect_device
 from app.errors import run_main
 from app.evaluate import flops, identification, ijb
+from app.evaluate.face_model import FaceModel
 from app.evaluate.model_source import OpenedModel, open_model
 from app.evaluate.report_figure import draw_roc
 from app.observe.progress import Progress
@@ -102,10 +103,7 @@ def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
 
 def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
     """Print the cosine between two aligned photographs."""
-    size = model.image_size
-    faces = [resize(decode_image(storage.read_bytes(url)), size, size) for url in options.images]
-    first, second = model.embed(np.stack(faces).transpose(0, 3, 1, 2))
-    cosine = float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+    cosine = FaceModel(model).similarity(*options.images)
     print(f"cosine {cosine:.4f}, squared distance {max(0.0, 2 - 2 * cosine):.4f}")
 
 

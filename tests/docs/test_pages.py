@@ -1,0 +1,66 @@
+"""Every command and program in the tutorial and on the Python page runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.config.recipe import Recipe
+from app.run_folder import build_model, save_model
+from tests.jobs import ROOT, environment, with_scripts, write_faces
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of each block of code."""
+    return re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+
+
+def run(language: str, text: str, folder: Path) -> str:
+    command = ["bash", "-ec", text] if language == "bash" else ["python", "-c", text]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=with_scripts(environment()),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_the_first_command_to_the_last(tmp_path: Path) -> None:
+    pages = blocks("tutorial.md")
+    assert len(pages) >= 7
+    outputs = [run(language, text, tmp_path) for language, text in pages]
+    assert "400 images of 40 people" in outputs[1]
+    assert "30 to train on; train/held-out.bin: 400 pairs" in outputs[2]
+    assert "held-out" in outputs[5]
+    same, other = map(float, re.findall(r"-?\d\.\d\d", outputs[-1]))
+    assert -1 <= other <= 1
+    assert same > other
+    for name in ("sheet.png", "people.json"):
+        assert (tmp_path / "faces" / name).exists()
+    assert (tmp_path / "runs" / "second" / "verification" / "report.png").exists()
+
+
+def test_the_python_page_runs(tmp_path: Path) -> None:
+    recipe = Recipe(name="demo")
+    model = build_model(recipe.model, recipe.data.image_size)
+    save_model(str(tmp_path / "runs" / "demo"), model, recipe, 1)
+    write_faces(str(tmp_path / "faces"), classes=3, per_class=2)
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(generator.integers(0, 255, (80, 60, 3), dtype=np.uint8)).save(tmp_path / name)
+    programs = [text for language, text in blocks("python.md") if language == "python"]
+    assert len(programs) == 4
+    output = run("python", "\n".join(programs), tmp_path)
+    assert "(2, 512)" in output
+    assert "torch.Size([2, 128])" in output

@@ -1,0 +1,84 @@
+"""Every entry point says what it is for, its version, and what to type."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import runpy
+import sys
+import tomllib
+import warnings
+
+import pytest
+
+from app import __version__
+from app.__main__ import PROGRAMS, main
+from demo.__main__ import _NOISE
+from tests.jobs import ROOT
+
+MODULES = ["app", "app.train", "app.verify", "app.prepare", "app.evaluate", "app.selfcheck", "demo"]
+BENCHMARKS = [
+    f"benchmarks.{path.stem}"
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if '__name__ == "__main__"' in path.read_text()
+]
+
+
+def python_m(module: str, option: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What ``python -m module option`` does, in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", [module, option])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", [*MODULES, *BENCHMARKS])
+def test_help_is_printed_and_nothing_is_started(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert python_m(module, "--help", monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert "usage:" in said
+    assert len(said.splitlines()) > 3
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", ["app", "app.train", "app.verify", "app.prepare", "app.evaluate", "app.selfcheck"])
+def test_version(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert python_m(module, "--version", monkeypatch) == 0
+    assert capsys.readouterr().out == f"arcface-torchx {__version__}\n"
+
+
+def test_one_name_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert main(["-h"]) == 0
+    assert capsys.readouterr().out == said.err
+    assert all(f"  {program} " in said.err for program in PROGRAMS)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "app.evaluate" in capsys.readouterr().out
+
+
+def test_console_scripts_are_there() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(scripts) == {"arcface", *(f"arcface-{program}" for program in PROGRAMS)}
+    for target in scripts.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def hidden(line: str) -> bool:
+    return any(re.search(pattern, line) for pattern in _NOISE)
+
+
+@pytest.mark.parametrize("month", range(1, 13))
+def test_the_demo_hides_the_launchers_warnings_in_every_month(month: int) -> None:
+    assert hidden(f"trainer/0 W{month:02d}25 09:12:11.123000 77 torch/distributed/run.py:851] OMP_NUM_THREADS")
+
+
+def test_the_demo_shows_what_training_says() -> None:
+    for line in ("trainer/0 ██░░  10%  345.1 img/s | loss  12.1", "W1 is no mark", "error: training failed"):
+        assert not hidden(line), line
