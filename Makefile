@@ -22,8 +22,9 @@ install: .venv/.installed ## make .venv and install the locked dependencies
 demo: install ## the whole job on real faces: bucket, two elastic nodes, checkpoint, verification
 	$(BIN)/python -m demo
 
-test: install ## all tests
-	$(BIN)/python -m pytest
+test: install ## all tests: the quick ones side by side, then those that start whole jobs
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not interop'
+	$(BIN)/python -m pytest -m 'slow or interop'
 
 test-quick: install ## the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not interop'
