@@ -6,8 +6,12 @@ do; entry points print it as a single line and keep the traceback for ``--debug`
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
 
 from app import __version__
 
@@ -15,6 +19,59 @@ from app import __version__
 EXIT_BAD_INPUT = 65
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal after a committed checkpoint; run again to go on.
 EXIT_TRANSIENT = EXIT_INTERRUPTED  # a failure that may pass: the same command, given again, may succeed
+
+
+# Names of environment variables that hold secrets, by their last words; a path or URL is none.
+_SECRET_VARIABLE = re.compile(
+    r"(^|_)(SECRET|SECRET_ACCESS_KEY|ACCESS_KEY_ID|ACCESS_KEY|SECRET_KEY|ACCOUNT_KEY|API_KEY|APIKEY|PRIVATE_KEY|KEY|"
+    r"TOKEN|PASSWORD|PASSWD|PASS|CONNECTION_STRING|SAS|SIGNATURE)$",
+    re.IGNORECASE,
+)
+_SECRET_WORD = r"(?:signature|credential|token|secret|password|passwd|pwd|api_?key|access_?key(?:_?id)?|sig|auth)"
+# ``user:password@`` and ``token@`` of a URL, up to the last @ before its path; a password may hold a slash.
+_USER = re.compile(r"(?<=://)(?:[^/\s'\"]*@|[^/\s:@]+:(?!\d+/)[^\s@'\"]*@)")
+# ``?X-Amz-Signature=...`` and its like of other stores.
+_PARAMETER = re.compile(rf"([?&;][\w.-]*{_SECRET_WORD}[\w.-]*=)[^&;\s'\"#]+", re.IGNORECASE)
+_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_SHORTEST_SECRET = 8  # a shorter value would blot out common words
+_HIDDEN = "***"
+
+
+def redact(text: str) -> str:
+    """Take credentials out of a text that will be printed or stored.
+
+    ``user:password@`` and ``token@`` of URLs, the parameters that sign a URL and the values of the environment's
+    secrets become ``***``.
+    """
+    for value in _known_secrets():
+        if value in text:
+            text = text.replace(value, _HIDDEN)
+    text = _USER.sub(f"{_HIDDEN}@", text)
+    text = _PARAMETER.sub(rf"\1{_HIDDEN}", text)
+    return _BEARER.sub(rf"\1 {_HIDDEN}", text)
+
+
+def _known_secrets() -> Iterator[str]:
+    """Values of the environment's secrets, longest first, also as a URL spells them."""
+    found: set[str] = set()
+    for name, value in os.environ.items():
+        shortest = 4 if name.startswith("AWS_") else _SHORTEST_SECRET
+        if _SECRET_VARIABLE.search(name) and len(value) >= shortest:
+            found |= {value, quote(value, safe="")}
+        elif name.upper().startswith("FSSPEC_") and value.lstrip().startswith("{"):
+            found |= set(_secrets_in(value))
+    return iter(sorted(found, key=len, reverse=True))
+
+
+def _secrets_in(text: str) -> Iterator[str]:
+    """Secrets of ``FSSPEC_S3='{"key": ..., "secret": ...}'``."""
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    for name, value in options.items() if isinstance(options, dict) else ():
+        if isinstance(value, str) and len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(str(name)):
+            yield value
 
 
 class AppError(Exception):
@@ -25,10 +82,12 @@ class AppError(Exception):
         transient: whether the same command, given again, may succeed: a store that did not answer, a node that went.
             An error that is raised from another one (``raise X(...) from error``) is transient where that one is, so
             whoever adds words to an error need not know.
+
+    Credentials are taken out of the message, so that no layer can forget to; see ``redact``.
     """
 
     def __init__(self, message: str = "", *, transient: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(redact(str(message)))
         self._transient = transient
 
     @property

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from torch import nn
 from app import storage
 from app.backbones.registry import build_backbone
 from app.config.recipe import ModelConfig, Recipe
-from app.weights import ModelError, load_weights, parse_weights
+from app.parsing import ParseError, dump_json, parse_json_object
+from app.weights import ModelError, check_weights, load_weights, parse_weights
 
 
 def run_url(recipe: Recipe) -> str:
@@ -59,7 +59,7 @@ def save_model(url: str, backbone: nn.Module, recipe: Recipe, step: int) -> None
         "step": step,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    storage.write_bytes(storage.join(url, "model.json"), json.dumps(about, indent=1).encode())
+    storage.write_bytes(storage.join(url, "model.json"), dump_json(about, indent=1).encode())
 
 
 def load_model(url: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -70,14 +70,25 @@ def load_model(url: str) -> tuple[nn.Module, dict[str, Any]]:
     """
     about_url, weights_url = storage.join(url, "model.json"), storage.join(url, "model.pt")
     try:
-        about = json.loads(storage.read_bytes(about_url))
+        about = parse_json_object(storage.read_bytes(about_url), about_url)
         name, size, image = str(about["backbone"]), int(about["embedding_size"]), int(about["image_size"])
         expected = str(about["sha256"])
+    except ParseError as error:
+        raise ModelError(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{about_url}: not a model description ({type(error).__name__}: {error})") from error
     data = storage.read_bytes(weights_url)
     if hashlib.sha256(data).hexdigest() != expected:
         raise ModelError(f"{weights_url}: its SHA-256 is not the one in model.json: damaged or replaced")
+    state = parse_weights(weights_url, data)
+    try:
+        # Shapes first, without memory: what the description says may be absurd.
+        with torch.device("meta"):
+            check_weights(build_backbone(name, embedding_size=size, image_size=image), state, weights_url)
+    except (RuntimeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ModelError(
+            f"{about_url}: no backbone {name!r} has {size} outputs for {image} pixels ({error})"
+        ) from error
     model = build_backbone(name, embedding_size=size, image_size=image)
-    load_weights(model, parse_weights(weights_url, data), weights_url)
+    load_weights(model, state, weights_url)
     return model.eval(), about

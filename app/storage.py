@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shutil
 import time
 import warnings
@@ -24,13 +23,13 @@ from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
-from app import store_errors
+from app import errors, store_errors
 from app.errors import AppError
 from app.patience import patiently
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+redact = errors.redact  # for whoever prints URLs
 
 
 class StorageError(AppError):
@@ -317,16 +316,6 @@ class ObjectWriter:
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     """True for the host's own files."""
     return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
-
-
-def redact(text: str) -> str:
-    """Remove credentials from a text that will be printed: ``user:password@`` of URLs and the known secrets' values."""
-    text = re.sub(r"(?<=://)[^/@\s]+:[^/@\s]+@", "***@", text)
-    for name in _SECRET_NAMES:
-        value = os.environ.get(name, "")
-        if len(value) >= 4:
-            text = text.replace(value, "***")
-    return text
 
 
 @contextmanager

@@ -113,5 +113,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
 
 if __name__ == "__main__":
     # Messages of warnings without file and line: they are meant for the user.
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr, flush=True)
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(
+        f"warning: {storage.redact(str(message))}", file=sys.stderr, flush=True
+    )
     run_main(main)

@@ -6,7 +6,6 @@ The report goes to ``<model>/verification/`` unless ``--report`` says otherwise:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from app.errors import AppError, run_main
 from app.evaluate.model_source import open_model
 from app.evaluate.report_figure import draw_report
 from app.evaluate.verification import SetResult, embed_pixels, format_table, verify_set
+from app.parsing import dump_json
 
 EXIT_BELOW_FLOOR = 3
 
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     report = make_report(about, results, baseline, seconds=time.perf_counter() - started)
     folder = options.report or storage.join(folder_of(options.model), "verification")
     storage.write_bytes(storage.join(folder, "report.png"), draw_report(about, results, baseline))
-    storage.write_bytes(storage.join(folder, "report.json"), json.dumps(report, indent=1).encode())
+    storage.write_bytes(storage.join(folder, "report.json"), dump_json(report, indent=1).encode())
     print(f"\nreport: {storage.redact(storage.join(folder, 'report.json'))}, report.png")
     low = [result for result in results if result.metrics.accuracy < options.floor]
     for result in low:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor, nn
 
 from app import storage
 from app.errors import AppError
+from app.plain_pickle import PickleError, RefusedName
+from app.torch_file import load_torch
 
 
 class ModelError(AppError):
@@ -25,15 +26,16 @@ def parse_weights(url: str, data: bytes) -> dict[str, Tensor]:
     state = _load_safely(url, data)
     if isinstance(state, dict) and isinstance(state.get("state_dict_backbone"), dict):
         state = state["state_dict_backbone"]  # a checkpoint of the reference
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{url}: not a state dict of a backbone")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
 def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int, stop: int) -> Tensor:
     """Class centres ``start..stop``, float32 [stop - start, D], of a checkpoint of the reference.
 
-    It wrote a file a rank, ``checkpoint_gpu_{rank}.pt``, each with the centres of a class range, in the order of ranks.
+    It wrote a file a rank, each with the centres of a class range, in the order of ranks: ``checkpoint_gpu_{rank}.pt``
+    (``checkpoint_npu_{rank}.pt``), or in 2021 ``rank_{rank}_softmax_weight.pt``, which holds the centres alone.
 
     Args:
         pattern: URL with ``{rank}`` in it, or of the only file.
@@ -48,10 +50,12 @@ def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int
     for url in urls:
         state = _load_safely(url, storage.read_bytes(url))
         head = state.get("state_dict_softmax_fc") if isinstance(state, dict) else None
-        weight = head.get("weight") if isinstance(head, dict) else None
+        weight = head.get("weight") if isinstance(head, dict) else state
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != embedding_size:
             shape = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
-            raise ModelError(f"{url}: centres{shape} in state_dict_softmax_fc are not [classes, {embedding_size}]")
+            raise ModelError(
+                f"{url}: centres{shape}, here or in state_dict_softmax_fc, are not [classes, {embedding_size}]"
+            )
         parts.append(weight[max(0, start - found) : max(0, stop - found)].float())
         found += len(weight)
     if found != num_classes:
@@ -61,16 +65,28 @@ def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int
 
 def _load_safely(url: str, data: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        text = str(error).splitlines()[0]
+        return load_torch(data)
+    except RefusedName as error:
         raise ModelError(
-            f"{url}: not a state dict that can be loaded safely ({type(error).__name__}: {text})"
+            f"{url}: not a state dict that can be loaded safely: it holds {error}, which is not weights, and nothing "
+            "in it is run: save model.state_dict() instead"
         ) from None
+    except PickleError as error:
+        raise ModelError(f"{url}: not a state dict that can be loaded safely ({error})") from None
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], url: str) -> None:
     """Load a state dict strictly.
+
+    Raises:
+        ModelError: keys or shapes are not those of the architecture; names the first that differs.
+    """
+    check_weights(model, state, url)
+    model.load_state_dict(state)
+
+
+def check_weights(model: nn.Module, state: dict[str, Tensor], url: str) -> None:
+    """See whether a state dict fits a model, which may be one without memory (of the device ``meta``).
 
     Raises:
         ModelError: keys or shapes are not those of the architecture; names the first that differs.
@@ -85,4 +101,3 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], url: str) -> None:
             else f"{len(missing)} keys are missing (first: {missing[:1]}), {len(foreign)} are foreign ({foreign[:1]})"
         )
         raise ModelError(f"{url}: weights of another architecture: {what}; set model.backbone and embedding_size")
-    model.load_state_dict(state)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.plain_pickle import Array, PickleError, RefusedName, Text, load_plain
+from app.plain_pickle import PickleError, RefusedName, Text, load_plain
+from app.plain_values import Array
 
 _plain = st.recursive(
     st.none()

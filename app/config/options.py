@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
+import reprlib
 import typing
 from collections.abc import Sequence
 from importlib import resources
@@ -14,6 +14,8 @@ from app import storage
 from app.config.nearest import hint
 from app.config.recipe import Recipe, RecipeError, all_settings, sections, validate
 from app.config.reference_config import read_reference_config
+from app.errors import redact
+from app.parsing import ParseError, parse_text, parse_toml
 from app.settings import settings_of
 
 # Parameters of the trainers people come from, and the fields that took their place.
@@ -46,10 +48,10 @@ def load_recipe(name: str) -> Recipe:
         RecipeError: there is none of that name; the nearest is suggested.
     """
     if name.endswith(".toml"):
-        return parse_recipe(storage.read_bytes(name).decode(), name.rsplit("/", 1)[-1].removesuffix(".toml"), name)
+        return parse_recipe(_read_text(name), name.rsplit("/", 1)[-1].removesuffix(".toml"), name)
     if name.endswith(".py"):
         recipe = Recipe(name=name.rsplit("/", 1)[-1].removesuffix(".py"))
-        for path, value in read_reference_config(storage.read_bytes(name).decode(), name).items():
+        for path, value in read_reference_config(_read_text(name), name).items():
             recipe = override(recipe, path, value, name)
         return recipe
     names = recipe_names()
@@ -58,12 +60,19 @@ def load_recipe(name: str) -> Recipe:
     return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)
 
 
+def _read_text(url: str) -> str:
+    try:
+        return parse_text(storage.read_bytes(url), url)
+    except ParseError as error:
+        raise RecipeError(str(error)) from error
+
+
 def parse_recipe(text: str, name: str, where: str) -> Recipe:
     """A recipe from TOML: tables named as the sections, keys as the fields."""
     try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{where}: not TOML: {error}") from error
+        tables = parse_toml(text, where)
+    except ParseError as error:
+        raise RecipeError(str(error)) from error
     recipe = Recipe(name=name)
     for section, fields in tables.items():
         if not isinstance(fields, dict):
@@ -140,7 +149,9 @@ def override(recipe: Recipe, path: str, value: Any, where: str) -> Recipe:
     try:
         typed = _convert(about.kind, value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise RecipeError(f"{where}: {path} must be {about.kind_name}, got {value!r}: {about.meaning}") from error
+        raise RecipeError(
+            f"{where}: {path} must be {about.kind_name}, got {reprlib.repr(value)}: {about.meaning}"
+        ) from error
     if problem := about.problem(typed):
         raise RecipeError(f"{where}: {path} {problem}: {about.meaning}")
     section, name = path.split(".")
@@ -159,7 +170,9 @@ def to_toml(recipe: Recipe) -> str:
 
 def _to_toml_value(value: Any) -> str:
     # JSON's spelling is TOML's but for characters beyond 16 bits, which JSON splits, and DEL, which TOML escapes.
-    value = list(value) if isinstance(value, tuple) else value
+    # A URL's credentials stay out of it: they belong in the environment, and recipes are kept with the results.
+    value = [redact(part) for part in value] if isinstance(value, tuple) else value
+    value = redact(value) if isinstance(value, str) else value
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.decode import decode_image, resize
 from app.data.recordio import RecordError
-from app.plain_pickle import Array, PickleError, RefusedName, load_plain
+from app.plain_pickle import PickleError, RefusedName, load_plain
+from app.plain_values import Array
 
 
 @dataclass(frozen=True)

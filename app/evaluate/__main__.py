@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from app.evaluate.face_model import FaceModel
 from app.evaluate.model_source import OpenedModel, open_model
 from app.evaluate.report_figure import draw_roc
 from app.observe.progress import Progress
+from app.parsing import dump_json
 from app.world import join_world
 
 
@@ -66,7 +66,7 @@ def run_ijb(model: OpenedModel, options: argparse.Namespace) -> None:
         report["identification"] = found
         bar.say("1:N  " + "  ".join(f"{name}: {value:.4f}" for name, value in found.items()))
     if options.output:
-        storage.write_bytes(options.output, json.dumps(report).encode())
+        storage.write_bytes(options.output, dump_json(report).encode())
     if options.scores:
         buffer = io.BytesIO()
         np.save(buffer, scores)

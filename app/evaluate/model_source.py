@@ -15,6 +15,7 @@ from app.device import Device
 from app.errors import AppError
 from app.evaluate.onnx_model import open_onnx
 from app.evaluate.verification import Embed, embed_with
+from app.parsing import parse_text
 from app.run_folder import build_model, load_model
 from app.weights import load_weights, parse_weights
 from app.world import World
@@ -93,7 +94,9 @@ def open_backbone(
 
 def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Module, dict[str, Any]]:
     run = url.rsplit("/", 1)[0]
-    recipe = parse_recipe(storage.read_bytes(storage.join(run, "recipe.toml")).decode(), run.rsplit("/", 1)[-1], run)
+    recipe = parse_recipe(
+        parse_text(storage.read_bytes(storage.join(run, "recipe.toml")), run), run.rsplit("/", 1)[-1], run
+    )
     manager = CheckpointManager(url, World(0, 1, 0, device))
     state = manager.load_latest((0, 0)) if step < 0 else manager.load_step(step, (0, 0))
     if state is None:

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from app.data.bin_sets import VerificationSet
 from app.data.pixels import normalise_
 from app.device import Device
+from app.errors import AppError
 from app.evaluate.metrics import VerificationMetrics, check_pairs, verification_metrics
 from app.world import World
 
 # Images uint8 [B, 3, S, S] -> embeddings float32 [B, D], not normalised.
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+class EmbeddingError(AppError):
+    """Embeddings that no distance can be made of."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,13 @@ def verify_set(
         )
         distances = _gather_shares(own, len(pairs.issame), world)
         norms = world.all_reduce([norms], "sum")[0]
+    # Here all ranks know all distances, so all stop; a NaN anywhere in an embedding reaches its pair's distance.
+    if bad := int((~np.isfinite(distances)).sum()):
+        first = int(np.argmax(~np.isfinite(distances)))
+        raise EmbeddingError(
+            f"{pairs.name}: embeddings of {bad} of {len(distances)} pairs are not finite (the first: pair {first}): "
+            "the weights hold NaN or infinity, or overflow in this precision; take an earlier checkpoint or fp32"
+        )
     metrics = verification_metrics(distances, pairs.issame)
     return SetResult(pairs.name, metrics, norms / (4 * len(pairs.issame)), distances, pairs.issame)
 

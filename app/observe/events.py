@@ -14,6 +14,7 @@ from typing import Any
 
 from app import storage
 from app.errors import AppError
+from app.parsing import dump_json
 from app.storage import StorageError
 
 FLUSH_SECONDS = 60.0
@@ -61,7 +62,7 @@ class EventLog:
         """Record an event; numbers also become TensorBoard scalars ``kind/name``."""
         if not self.enabled:
             return
-        self._lines.append(json.dumps({"time": round(time.time(), 3), "kind": kind, "step": step, **values}))
+        self._lines.append(dump_json({"time": round(time.time(), 3), "kind": kind, "step": step, **values}))
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
@@ -102,9 +103,9 @@ def read_events(run_url: str) -> list[dict[str, Any]]:
     events = []
     folder = storage.join(run_url, "events")
     for name in storage.list_names(folder):
-        for line in storage.read_bytes(storage.join(folder, name)).decode().splitlines():
+        for line in storage.read_bytes(storage.join(folder, name)).decode("utf-8", "replace").splitlines():
             try:
                 events.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
     return sorted(events, key=lambda event: event["time"])

@@ -6,7 +6,6 @@ what is written here, so that ``torchx tracker`` answers from object storage.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from app import storage
+from app.parsing import dump_json
 from app.storage import StorageError
 
 ENV_JOB, ENV_URL = "TORCHX_JOB_ID", "TORCHX_TRACKER_ARCFACE_CONFIG"
@@ -29,6 +29,6 @@ def track_run(metadata: Mapping[str, Any], artifacts: Mapping[str, str]) -> None
         return
     record = {"run_id": job, "metadata": dict(metadata), "artifacts": dict(artifacts), "sources": []}
     try:
-        storage.write_bytes(storage.join(url, f"{quote(job, safe='')}.json"), json.dumps(record, indent=1).encode())
+        storage.write_bytes(storage.join(url, f"{quote(job, safe='')}.json"), dump_json(record, indent=1).encode())
     except StorageError as error:
         warnings.warn(f"the tracker could not be told: {error}", stacklevel=2)

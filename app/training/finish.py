@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import platform
 from typing import Any
 
@@ -13,6 +12,7 @@ from app import storage
 from app.errors import AppError
 from app.evaluate.export_onnx import export_onnx
 from app.observe.tracking import track_run
+from app.parsing import dump_json
 from app.run_folder import build_model, run_url, save_model
 from app.training.loop import Loop
 
@@ -30,7 +30,7 @@ def finish_run(loop: Loop) -> None:
         if loop.recipe.output.onnx:
             write_onnx(loop, url)
         summary = summarize(loop)
-        storage.write_bytes(storage.join(url, "summary.json"), json.dumps(summary, indent=1).encode())
+        storage.write_bytes(storage.join(url, "summary.json"), dump_json(summary, indent=1).encode())
         table = format_summary(summary)
         storage.write_bytes(storage.join(url, "summary.md"), table.encode())
         artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}

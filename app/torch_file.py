@@ -1,0 +1,220 @@
+"""Reads the files of ``torch.save`` as plain data: no unpickler, no code, no memory beyond the file's own size.
+
+Both formats are read: the zip archive of torch 1.6 and later, and the run of pickles before it. Tensors come from the
+CPU, CUDA and Ascend NPUs (torch_npu writes a function of its own for them) and go to the CPU. torch's own safe loader
+is not used: a file may ask it for bytearrays of any length, and a zip entry may unpack to any size.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.plain_pickle import PLAIN_NAMES, Name, PickleError, load_plain, name_of
+
+_MAX_ENTRIES = 100_000  # of a zip archive: one a tensor
+_MAX_DIMENSIONS = 16
+_ZIP_ENTRY = b"PK\x01\x02"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_TYPES = {
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """The elements that tensors are views of."""
+
+    elements: Tensor
+
+
+def load_torch(data: bytes) -> Any:
+    """The value that was saved: tensors, numbers, texts (as ``Text``), lists, tuples, dicts.
+
+    Raises:
+        RefusedName: it holds more than that; the message is the name alone.
+        PickleError: it is not such a file, is damaged, or is larger inside than outside.
+    """
+    if data[:4] == b"PK\x03\x04":
+        return _load_zip(data)
+    if data[:2] == b"\x80\x02":
+        return _load_legacy(data)
+    raise PickleError("not a file of torch.save")
+
+
+def _load_zip(data: bytes) -> Any:
+    entries = _list_entries(data)
+    (pickle_name,) = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1] or [""]
+    if not pickle_name:
+        raise PickleError("a zip archive, but not of torch.save: it has no data.pkl")
+    folder = pickle_name.removesuffix("data.pkl")
+    if (order := entries.get(f"{folder}byteorder")) and bytes(order) != b"little":
+        raise PickleError("saved on a big-endian machine")
+    storages: dict[str, _Storage] = {}
+
+    def find(reference: Any) -> _Storage:
+        kind, key, count, _ = _parse_reference(reference)
+        if key not in storages:
+            content = entries.get(f"{folder}data/{key}")
+            if content is None:
+                raise PickleError(f"storage {key!r} is not in the archive")
+            storages[key] = _make_storage(content, kind, count)
+        return storages[key]
+
+    return load_plain(bytes(entries[pickle_name]), _names(_rebuild), find=find)[0]
+
+
+def _list_entries(data: bytes) -> dict[str, memoryview]:
+    """Content of the archive's entries by name; they are stored as they are, as ``torch.save`` does."""
+    if data.count(_ZIP_ENTRY) > _MAX_ENTRIES:
+        raise PickleError(f"a zip archive of more than {_MAX_ENTRIES} entries")
+    try:
+        listed = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError) as error:
+        raise PickleError(f"a damaged or truncated zip archive ({error})") from error
+    if sum(entry.file_size for entry in listed) > len(data):
+        unpacked = sum(entry.file_size for entry in listed)
+        raise PickleError(f"a zip archive of {len(data)} bytes that unpacks to {unpacked}: torch.save packs nothing")
+    entries: dict[str, memoryview] = {}
+    view = memoryview(data)
+    for entry in listed:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.filename in entries:
+            raise PickleError(f"the entry {entry.filename[:80]!r} is packed, encrypted or there twice")
+        header = entry.header_offset
+        if header < 0 or header + 30 > len(data) or data[header : header + 4] != b"PK\x03\x04":
+            raise PickleError(f"the entry {entry.filename[:80]!r} is not where the archive says")
+        start = header + 30 + sum(struct.unpack_from("<HH", data, header + 26))
+        if start + entry.file_size > len(data):
+            raise PickleError(f"truncated: the entry {entry.filename[:80]!r} is not all there")
+        entries[entry.filename] = view[start : start + entry.file_size]
+    return entries
+
+
+def _load_legacy(data: bytes) -> Any:
+    """Pickles of a magic number, a version, facts of the machine, the value and the storages' keys; then the storages.
+
+    Where the storages lie is known only when their keys are, so the value is read twice.
+    """
+    magic, at = load_plain(data)
+    if magic != _LEGACY_MAGIC:
+        raise PickleError("not a file of torch.save")
+    _, at = load_plain(data, start=at)
+    facts, at = load_plain(data, start=at)
+    if isinstance(facts, dict) and facts.get("little_endian") is False:
+        raise PickleError("saved on a big-endian machine")
+    references: dict[str, tuple[torch.dtype, int]] = {}
+
+    def note(reference: Any) -> None:
+        kind, key, count, view = _parse_reference(reference)
+        if view is not None:
+            raise PickleError("storages that are views of others; save the file anew with a newer torch")
+        references[key] = (kind, count)
+
+    _, behind = load_plain(data, _names(lambda *_: None), start=at, find=note)
+    keys, position = load_plain(data, start=behind)
+    if not isinstance(keys, list):
+        raise PickleError("the list of storages is missing")
+    storages: dict[str, _Storage] = {}
+    for key in map(name_of, keys):
+        if key not in references or key in storages:
+            raise PickleError(f"storage {key!r} is not used, or there twice")
+        kind, count = references[key]
+        stop = position + 8 + count * kind.itemsize
+        if stop > len(data) or struct.unpack_from("<q", data, position)[0] != count:
+            raise PickleError(f"truncated: storage {key!r} is not all there")
+        storages[key] = _make_storage(memoryview(data)[position + 8 : stop], kind, count)
+        position = stop
+    return load_plain(data, _names(_rebuild), start=at, find=lambda pid: storages[_parse_reference(pid)[1]])[0]
+
+
+def _parse_reference(reference: Any) -> tuple[torch.dtype, str, int, Any]:
+    """Type, key, number of elements and view of a persistent id ``("storage", class, key, place, count[, view])``."""
+    if not isinstance(reference, tuple) or len(reference) not in (5, 6) or name_of(reference[0]) != "storage":
+        raise PickleError("a reference to something that is not a storage")
+    kind, key, count = reference[1], name_of(reference[2]), reference[4]
+    if not isinstance(kind, Name) or not isinstance(count, int) or count < 0:
+        raise PickleError(f"storage {key!r} without type and size")
+    name = kind.text.removeprefix("torch.").removesuffix("Storage")
+    if name not in _TYPES:
+        raise PickleError(f"storage {key!r} is of {kind.text}, which is no type of weights")
+    return _TYPES[name], key, count, reference[5] if len(reference) == 6 else None
+
+
+def _make_storage(content: memoryview, kind: torch.dtype, count: int) -> _Storage:
+    if len(content) < count * kind.itemsize:
+        raise PickleError(f"a storage of {count} elements in {len(content)} bytes")
+    if not count:
+        return _Storage(torch.empty(0, dtype=kind))
+    copied = bytearray(content[: count * kind.itemsize])  # torch needs memory that it may write to
+    if kind is torch.bool:
+        return _Storage(torch.frombuffer(copied, dtype=torch.uint8) != 0)
+    return _Storage(torch.frombuffer(copied, dtype=kind))
+
+
+def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A tensor as a view of its storage; what follows (gradient, hooks, an NPU's layout) says nothing of its values."""
+    if (
+        not isinstance(storage, _Storage)
+        or not _are_counts(size)
+        or not _are_counts(stride)
+        or not _are_counts([offset])
+    ):
+        raise PickleError("a tensor without storage, offset, size and stride")
+    if len(size) != len(stride) or len(size) > _MAX_DIMENSIONS:
+        raise PickleError(f"a tensor of {len(size)} sizes and {len(stride)} strides")
+    elements, count = storage.elements, math.prod(size)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else 0
+    if count > len(elements) or (count and last >= len(elements)):
+        raise PickleError(f"a tensor of shape {tuple(size)} in a storage of {len(elements)} elements")
+    return elements.as_strided(tuple(size), tuple(stride), offset if count else 0)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, Sequence) and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48 for value in values
+    )
+
+
+def _new_dict(items: Any = ()) -> dict[Any, Any]:
+    """``OrderedDict``; its items mostly follow, older files give them as pairs."""
+    if not isinstance(items, list | tuple) or not all(
+        isinstance(item, list | tuple) and len(item) == 2 for item in items
+    ):
+        raise PickleError("a dict of items that are no pairs")
+    return {name_of(key): value for key, value in items}
+
+
+def _only_named(*_: Any) -> Any:
+    raise PickleError("a call of a type of torch")
+
+
+def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., Any]]:
+    """What torch's files name. ``rebuild`` answers for all functions that make a tensor of a storage."""
+    return {
+        **PLAIN_NAMES,
+        **{("torch", f"{name}Storage"): _only_named for name in _TYPES},
+        ("collections", "OrderedDict"): _new_dict,
+        ("torch", "Size"): lambda sizes=(): sizes,
+        ("torch._utils", "_rebuild_tensor"): rebuild,
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild,
+        ("torch_npu.utils.storage", "_rebuild_npu_tensor"): rebuild,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
+    }
