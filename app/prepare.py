@@ -9,6 +9,7 @@ import time
 from app import storage
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
+from app.data.prepare.index import rebuild_index
 from app.data.prepare.orl import prepare_orl
 from app.data.prepare.pairs import draw_dataset_pairs, draw_folder_pairs, prepare_pairs
 from app.data.prepare.photograph import FITS
@@ -33,6 +34,9 @@ def main(arguments: list[str]) -> int:
         for problem in problems:
             print(f"problem: {storage.redact(problem)}", file=sys.stderr)
         return 1 if problems else 0
+    if options.kind == "index":
+        print(f"{storage.redact(options.data)}: {rebuild_index(options.data)}")
+        return 0
     print(f"{storage.redact(options.output)}: {_prepare(options)}")
     return 0
 
@@ -140,6 +144,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     _add_face_options(pairs)
     check = kind("check", "statistics and integrity of a dataset", data)
     check.add_argument("--no-decode", action="store_true", help="leave the images undecoded")
+    kind("index", "make train.idx again from train.rec", data)
     shuffle = kind("shuffle", "the same records in a random order", data, output)
     shuffle.add_argument("--seed", type=int, default=0)
     split = kind(

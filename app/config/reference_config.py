@@ -1,24 +1,22 @@
 """Reads a configuration file of insightface's arcface_torch, or of its Ascend port, as data: nothing in it is run.
 
-Such a file is a module of assignments, ``config.batch_size = 128``. Values may be literals, and arithmetic with
-literals and earlier settings; anything else is refused with its line. What the file does not set has the reference's
-default, which is this project's too.
+Such a file is a module of assignments, ``config.batch_size = 128``; ``assignments.py`` says what of Python it may hold.
+What the file does not set has the reference's default, which is this project's too.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
-import operator
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+from app.config.assignments import StepSchedule, read_assignments
 from app.config.recipe import RecipeError
 
 # Settings that go over one to one.
 _FIELDS = {
-    "network": "model.backbone",
     "embedding_size": "model.embedding_size",
     "sample_rate": "head.sample_rate",
     "interclass_filtering_threshold": "head.interclass_filtering",
@@ -38,17 +36,37 @@ _FIELDS = {
     "rec": "data.url",
     "using_wandb": "output.wandb",
 }
+
+
+def _steps(epochs: Any, gamma: float = 0.1) -> dict[str, Any]:
+    """The rate falls to ``gamma`` of itself after each of ``epochs``."""
+    if not isinstance(epochs, list | tuple) or not all(isinstance(epoch, int | float) for epoch in epochs):
+        raise TypeError
+    kept = [f"{epoch:g}" for epoch in epochs if epoch > 0]
+    return {"optim.schedule": "steps", "optim.milestones": kept, "optim.gamma": gamma}
+
+
+def _lr_func(value: Any) -> dict[str, Any]:
+    if not isinstance(value, StepSchedule):
+        raise TypeError
+    return _steps(value.epochs, value.gamma)
+
+
 _LOSSES = {"arcface": {"head.m2": 0.5, "head.m3": 0.0}, "cosface": {"head.m2": 0.0, "head.m3": 0.4}}
 # Settings that become several fields, or another kind of value.
 _TURNED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "network": lambda value: {"model.backbone": re.sub(r"^iresnet(?=\d)", "r", value)},
     "margin_list": lambda value: {f"head.m{number}": float(m) for number, m in enumerate(value, start=1)},
     "loss": lambda value: _LOSSES[value],
     "fp16": lambda value: {"train.precision": "fp16" if value else "fp32"},
     "warmup_epoch": lambda value: {"optim.warmup_epochs": float(max(value, 0))},
+    "decay_epoch": _steps,
+    "lr_func": _lr_func,
     "dali_aug": lambda value: {"data.augment": "reference" if value else "flip"},
 }
 # Settings that mean nothing here, and why.
 _DROPPED = {
+    "dataset": "config.rec says where the images are",
     "output": "the run goes to --output.url",
     "resume": "a second start always goes on",
     "save_all_states": "checkpoints always hold everything",
@@ -63,13 +81,6 @@ _DROPPED = {
     "save_artifacts": "the run folder holds the weights",
     "notes": "",
 }
-_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
 
 
 def read_reference_config(text: str, where: str) -> dict[str, Any]:
@@ -78,27 +89,9 @@ def read_reference_config(text: str, where: str) -> dict[str, Any]:
     Raises:
         RecipeError: the file is no such module, or sets what is not known; names the line.
     """
-    try:
-        module = ast.parse(text)
-    except (SyntaxError, ValueError) as error:
-        raise RecipeError(f"{where}: not a configuration module: {error}") from error
-    settings: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    for statement in module.body:
-        if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement) or _is_start(statement):
-            continue
-        name = _assigned(statement)
-        if name is None:
-            raise RecipeError(
-                f"{where}, line {statement.lineno}: only config.NAME = VALUE is read; nothing is executed"
-            )
-        settings[name] = _value(statement.value, settings, where)  # type: ignore[attr-defined]
-        lines[name] = statement.lineno
-    if not settings:
-        raise RecipeError(f"{where}: sets nothing: a configuration has lines config.NAME = VALUE")
     fields: dict[str, Any] = {}
-    for name, value in settings.items():
-        fields |= _fields(name, value, f"{where}, line {lines[name]}")
+    for name, (value, line) in read_assignments(text, where).items():
+        fields |= _fields(name, value, f"{where}, line {line}")
     return fields
 
 
@@ -117,44 +110,3 @@ def _fields(name: str, value: Any, where: str) -> dict[str, Any]:
         return _TURNED[name](value)
     except (TypeError, ValueError, KeyError) as error:
         raise RecipeError(f"{where}: config.{name} cannot be {value!r}") from error
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _is_start(statement: ast.stmt) -> bool:
-    """``config = edict()``, whatever the class is called here."""
-    match statement:
-        case ast.Assign(targets=[ast.Name(id="config")], value=ast.Call(func=ast.Name(), args=[], keywords=[])):
-            return True
-    return False
-
-
-def _assigned(statement: ast.stmt) -> str | None:
-    match statement:
-        case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="config"), attr=name)]):
-            return name
-    return None
-
-
-def _value(node: ast.expr, settings: dict[str, Any], where: str) -> Any:
-    match node:
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            numbers = _value(left, settings, where), _value(right, settings, where)
-            if all(isinstance(number, int | float) for number in numbers):
-                try:
-                    return _ARITHMETIC[type(op)](*numbers)
-                except ZeroDivisionError as error:
-                    raise RecipeError(f"{where}, line {node.lineno}: division by zero") from error
-        case ast.Attribute(value=ast.Name(id="config"), attr=name) if name in settings:
-            return settings[name]
-        case _:
-            try:
-                return ast.literal_eval(node)
-            except (ValueError, TypeError):
-                pass
-    raise RecipeError(
-        f"{where}, line {node.lineno}: {ast.unparse(node)!r} is neither a literal nor arithmetic with literals and "
-        "settings above it; write its value"
-    )

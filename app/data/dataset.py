@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.index import RecordIndex, index_folder, open_index
 from app.data.record_writer import index_url
-from app.data.recordio import ImageHeader, RecordError, unpack_image, unpack_record
+from app.data.recordio import EXACT, ImageHeader, RecordError, unpack_image, unpack_record
 from app.storage import ObjectInfo
 
 _Slots = slice | NDArray[np.int64]
@@ -80,7 +80,7 @@ def _find_images(url: str, index: RecordIndex) -> tuple[_Slots, _Slots, int]:
     header, image = _read_record(url, index, first_key)
     none = slice(0, 0)
     if header.is_array and first_key == 0 and len(header.labels) == 2 and not image:
-        begin, end = (int(value) for value in header.labels)
+        begin, end = _layout_bounds(url, index, header)
         images, identities = _with_keys(index, 1, begin), _with_keys(index, begin, end)
         count, people = len(index.keys[images]), len(index.keys[identities])
         # face2rec2 leaves out pictures that it cannot read, and its header counts them all the same.
@@ -96,21 +96,49 @@ def _find_images(url: str, index: RecordIndex) -> tuple[_Slots, _Slots, int]:
     return slice(0, len(index.keys)), none, 0
 
 
+def _layout_bounds(url: str, index: RecordIndex, header: ImageHeader) -> tuple[int, int]:
+    """N+1 and N+1+C of record 0. Labels are float32, which holds no odd number above 2^24: there the records decide.
+
+    Raises:
+        RecordError: they are no such numbers.
+    """
+    first, second = header.labels
+    if not 1 <= first <= second < 2**62 or first != int(first) or second != int(second):
+        raise RecordError(f"{url}: record 0 says that images end at {first} and identities at {second}: it is damaged")
+    begin, end, last = int(first), int(second), int(index.keys[-1] if index.ascending else index.keys.max())
+    if begin >= EXACT:
+        step = int(np.spacing(np.float32(first)))
+        low, high = max(begin - step, 0), min(begin + step, last + 1)  # low: an image; high: an identity
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _is_identity(url, index, middle) else (middle, high)
+        begin = high
+    if end >= EXACT and abs(last + 1 - end) <= np.spacing(np.float32(second)):
+        end = last + 1
+    return begin, max(begin, end)
+
+
+def _is_identity(url: str, index: RecordIndex, key: int) -> bool:
+    header, image = _read_record(url, index, key)
+    return header.is_array and len(header.labels) == 2 and not image
+
+
 def _bare_identities(url: str, index: RecordIndex, first_key: int) -> tuple[int, int]:
     """Keys of identity records behind the images of a file that lost its header; empty where there are none."""
     last = int(index.keys[-1]) if index.ascending else int(index.keys.max())
 
-    def is_identity(key: int) -> bool:
-        header, image = _read_record(url, index, key)
-        return header.is_array and len(header.labels) == 2 and not image
-
     # Only keys without gaps can be halved; the first record is an image, or there is nothing to train.
-    if not index.ascending or last - first_key + 1 != len(index.keys) or first_key == last or not is_identity(last):
+    if (
+        not index.ascending
+        or last - first_key + 1 != len(index.keys)
+        or first_key == last
+        or not _is_identity(url, index, last)
+    ):
         return 0, 0
     low, high = first_key, last  # low: an image; high: an identity
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_identity(middle) else (middle, high)
+        low, high = (low, middle) if _is_identity(url, index, middle) else (middle, high)
     return high, last + 1
 
 

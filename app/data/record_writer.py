@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from types import TracebackType
 
+import numpy as np
+
 from app import storage
-from app.data.recordio import ImageHeader, pack_image, pack_record
+from app.data.recordio import EXACT, ImageHeader, pack_image, pack_record
 
 
 class RecordWriter:
@@ -67,7 +69,11 @@ def write_identity_layout(writer: RecordWriter, labels: Sequence[int], images: I
     count, classes = len(labels), (labels[-1] + 1 if labels else 0)
     if classes and (labels[0] != 0 or not all(after - before in (0, 1) for before, after in pairwise(labels))):
         raise ValueError("images must be grouped by class, and classes numbered from 0 without gaps")
-    header = ImageHeader((float(count + 1), float(count + 1 + classes)), is_array=True)
+    if classes > EXACT:
+        raise ValueError(f"{classes} classes: a label is float32, which holds whole numbers up to {EXACT} only")
+    # Above 2^24 float32 rounds. Rounded down, the reference misses an image or two; rounded up, it would take identity
+    # records for images. This project counts the records themselves and misses none.
+    header = ImageHeader((_rounded_down(count + 1), _rounded_down(count + 1 + classes)), is_array=True)
     writer.write(0, pack_image(header, b""))
     first_key: list[int] = []
     for key, (label, image) in enumerate(zip(labels, images, strict=True), start=1):
@@ -78,3 +84,9 @@ def write_identity_layout(writer: RecordWriter, labels: Sequence[int], images: I
     for label, (start, stop) in enumerate(zip(first_key, ends, strict=True)):
         header = ImageHeader((float(start), float(stop)), count + 1 + label, is_array=True)
         writer.write(count + 1 + label, pack_image(header, b""))
+
+
+def _rounded_down(number: int) -> float:
+    """The largest float32 that is not above the number."""
+    nearest = np.float32(number)
+    return float(nearest if int(nearest) <= number else np.nextafter(nearest, np.float32(0)))

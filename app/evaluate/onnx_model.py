@@ -60,7 +60,9 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         session = onnxruntime.InferenceSession(data, providers=providers)
         model = onnx.load_from_string(data)
     except Exception as error:  # the libraries raise many kinds, most of them their own
-        raise ModelError(f"{url}: not an ONNX model that can be run: {str(error).splitlines()[0]}") from None
+        raise ModelError(
+            f"{url}: not an ONNX model that can be run: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")

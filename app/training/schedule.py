@@ -11,7 +11,8 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_ep
     """The rate used in step ``step`` (the first is 0).
 
     Warm-up is linear and reaches the base rate at its last step. ``poly`` then falls as (1 - t) ** power: power 1 as
-    insightface, 2 as the Ascend port. The reference trains its very first step at the full rate; this does not.
+    insightface, 2 as the Ascend port. ``steps`` multiplies by ``gamma`` after each of the epochs ``milestones``. The
+    reference trains its very first step at the full rate; this does not.
 
     Args:
         total_steps: steps of the whole run, in which the rate reaches 0.
@@ -20,6 +21,10 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_ep
     warmup = int(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return config.lr * max(step, 1) / warmup
+    if config.schedule == "steps":
+        return config.lr * config.gamma ** sum(
+            int(float(epoch) * steps_per_epoch) <= step for epoch in config.milestones
+        )
     progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * progress)) / 2

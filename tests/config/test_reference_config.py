@@ -9,6 +9,7 @@ import pytest
 
 from app.config.options import load_recipe, parse_arguments
 from app.config.recipe import RecipeError
+from app.training.schedule import learning_rate
 
 HEAD = "from easydict import EasyDict as edict\n\nconfig = edict()\n"
 PUBLISHED = {
@@ -132,4 +133,106 @@ def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, text))
+
+
+BRANCHES = """
+config.dataset = "emore"
+config.lr = 0.1
+config.output = "tmp"
+if config.dataset == "emore":
+    config.rec = "/train_tmp/faces_emore"
+    config.num_epoch = 16
+    config.warmup_epoch = -1
+    config.val_targets = ["lfw"]
+
+    def lr_step_func(epoch):
+        return ((epoch + 1) / (4 + 1)) ** 2 if epoch < config.warmup_epoch else 0.1 ** len(
+            [m for m in [8, 14] if m - 1 <= epoch])
+    config.lr_func = lr_step_func
+
+elif config.dataset in ("glint360k", "other") and not config.lr > 1:
+    config.rec = "/train_tmp/glint360k"
+    config.num_epoch = 20
+else:
+    config.rec = __import__("os").getcwd()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_the_branches_and_step_functions_of_2021_are_read(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, BRANCHES))
+    assert (recipe.data.url, recipe.train.epochs, recipe.verify.sets) == ("/train_tmp/faces_emore", 16, ("lfw",))
+    assert (recipe.optim.schedule, recipe.optim.milestones, recipe.optim.gamma) == ("steps", ("7", "13"), 0.1)
+    other = load_recipe(write(tmp_path, BRANCHES.replace('dataset = "emore"', 'dataset = "glint360k"')))
+    assert (other.data.url, other.train.epochs, other.optim.schedule) == ("/train_tmp/glint360k", 20, "poly")
+    with pytest.raises(RecipeError, match="neither a literal"):
+        load_recipe(write(tmp_path, BRANCHES.replace('dataset = "emore"', 'dataset = "mine"')))
+
+
+def test_the_rate_falls_as_the_function_says(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, BRANCHES))
+    for epoch in range(16):
+        expected = 0.1 * 0.1 ** len([m for m in [8, 14] if m - 1 <= epoch])  # the file's own function
+        for step in (10 * epoch, 10 * epoch + 9):
+            assert learning_rate(recipe.optim, step, 160, 10) == pytest.approx(expected)
+    steps = load_recipe(write(tmp_path, "config.decay_epoch = [10, 16, 22]")).optim
+    assert learning_rate(steps, 99, 250, 10) == pytest.approx(0.1)
+    assert learning_rate(steps, 100, 250, 10) == pytest.approx(0.01)
+    assert learning_rate(steps, 220, 250, 10) == pytest.approx(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("config.batch_size = 2 ** 7", "train.batch_size", 128),
+        ("config.num_image = int(5e6)", "data.num_images", 5_000_000),
+        ("config.num_image = 1_000 * 3 - -5 % 3", "data.num_images", 2999),
+        ("config.lr = float(1) / 4", "optim.lr", 0.25),
+        ("config.lr = 0.1 if 3 > 2 else 0.2", "optim.lr", 0.1),
+        ("config['lr'] = 0.3", "optim.lr", 0.3),
+        ('config = edict({"lr": 0.4})', "optim.lr", 0.4),
+        ("config = edict(lr=0.5)", "optim.lr", 0.5),
+        ('config.network = "iresnet50"', "model.backbone", "r50"),
+        ("config.lr = 0.1  # 学习率", "optim.lr", 0.1),
+        ("config.m = 0.4\nconfig.margin_list = (1.0, 0.0, config.m)", None, None),
+    ],
+)
+def test_what_people_write_is_read(tmp_path: Path, text: str, field: str | None, value: object) -> None:
+    if field is None:
+        with pytest.raises(RecipeError, match=r"unknown setting config\.m"):
+            load_recipe(write(tmp_path, text))
+        return
+    (tmp_path / "bom.py").write_bytes(b"\xef\xbb\xbf" + (HEAD + text).replace("\n", "\r\n").encode())
+    section, name = field.split(".")
+    for path in (write(tmp_path, text), str(tmp_path / "bom.py")):
+        assert getattr(getattr(load_recipe(path), section), name) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "config.lr = 9 ** 9 ** 9",
+        "config.lr = 2 ** 64",
+        "config.lr = 1e308 * 10",
+        "config.lr = (-1) ** 0.5",
+        "config.lr = 'a' * 10 ** 9",
+        "config.lr = [0] * 10 ** 9",
+        "config.lr = int('9' * 5000)",
+        "config.lr = " + "9" * 5000,
+        "config.lr = " + "-" * 50_000 + "1",
+        "config.lr = " + "(" * 50_000,
+        "config.lr = 1" + " + 1" * 50_000,
+        "config.lr = " + "[" * 90 + "]" * 90,
+        "if " + "not " * 20_000 + "1: config.lr = 1",
+        "if open('x'): config.lr = 1",
+        "def f(x):\n    return open(x)\nconfig.lr_func = f",
+        "config.lr_func = 1",
+        "config.decay_epoch = 'ab'",
+        "config.lr = 1\0",
+        "# " + "a" * 300_000,
+    ],
+)
+def test_what_would_take_time_or_memory_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeError, match=r"ours\.py"):
         load_recipe(write(tmp_path, text))

@@ -1,0 +1,1 @@
+"""Mutated inputs of every format that others may have made; ``python -m tests.fuzz --help``."""
