@@ -17,7 +17,7 @@ from app.data.build import describe_order, make_loader, open_source
 from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import StopRequest, catch_stop
-from app.errors import AppError, run_main
+from app.errors import AppError, redact, run_main
 from app.head.class_shards import class_range
 from app.observe.events import EventLog
 from app.run_folder import run_url
@@ -114,6 +114,6 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
 if __name__ == "__main__":
     # Messages of warnings without file and line: they are meant for the user.
     warnings.showwarning = lambda message, *_args, **_kwargs: print(
-        f"warning: {storage.redact(str(message))}", file=sys.stderr, flush=True
+        f"warning: {redact(str(message))}", file=sys.stderr, flush=True
     )
     run_main(main)
