@@ -36,12 +36,12 @@ def undocumented(path: Path) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             if not ast.get_docstring(node):
                 yield node.name
-            if isinstance(node, ast.ClassDef):
-                inherited = INHERITED | (documented if node.bases else set())
-                for method in node.body:
-                    is_public = isinstance(method, Function) and not method.name.startswith("_")
-                    if is_public and method.name not in inherited and not ast.get_docstring(method):
-                        yield f"{node.name}.{method.name}"
+            inherited = INHERITED | (documented if isinstance(node, ast.ClassDef) and node.bases else set())
+            for method in node.body if isinstance(node, ast.ClassDef) else []:
+                if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) or method.name.startswith("_"):
+                    continue
+                if method.name not in inherited and not ast.get_docstring(method):
+                    yield f"{node.name}.{method.name}"
 
 
 def test_a_function_has_at_most_60_lines_and_a_file_400() -> None:

@@ -150,7 +150,7 @@ def test_a_recipe_file_of_ones_own_keeps_its_gradient_accumulation(tmp_path: Pat
 def planned_workers(args: list[str]) -> int:
     """What the app makes of a trainer's arguments when one process starts."""
     recipe = parse_arguments(args[args.index("--") + 1 :])
-    return make_plan(recipe, World(0, 1, 0, detect_device()), None, 10, None).logical_workers
+    return make_plan(recipe, World(0, 1, 0, detect_device()), None).logical_workers
 
 
 def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:

@@ -192,3 +192,9 @@ def test_the_orl_set_is_people_never_mixed(tmp_path: Path) -> None:
     held_out = load_set(str(tmp_path / "orl.bin"))
     assert not trained & set(held_out.images)
     assert held_out.issame.sum() * 2 == len(held_out.issame) == 900
+
+
+def test_a_shuffled_dataset_tells_the_size_of_its_own_images(tmp_path: Path) -> None:
+    write_faces(str(tmp_path / "small"), classes=3, per_class=4, size=48)
+    shuffle_dataset(str(tmp_path / "small"), str(tmp_path / "shuffled"), seed=0)
+    assert (tmp_path / "shuffled" / "property").read_text() == "3,48,48"

@@ -40,11 +40,11 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
             check_cluster(client, namespace, cfg.queue, _secrets(resource))
             self._call(
                 namespace,
-                lambda: self._custom_objects_api().create_namespaced_custom_object(
+                lambda: self._custom_objects_api().create_namespaced_custom_object(  # type: ignore[arg-type]
                     **_GROUP,
                     namespace=namespace,
                     body=resource,
-                    dry_run="All",  # type: ignore[arg-type]
+                    dry_run="All",
                 ),
             )
         return info

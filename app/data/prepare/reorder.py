@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from app import storage
 from app.data.dataset import Dataset, open_dataset
+from app.data.decode import decode_image
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import dump_people
 from app.data.prepare.pairs import draw_pairs, write_pairs
@@ -48,7 +49,7 @@ def shuffle_dataset(url: str, output: str, seed: int) -> str:
                     writer.write(key, data)
                 bucket.unlink()
     if dataset.num_classes:
-        storage.write_bytes(storage.join(output, "property"), f"{dataset.num_classes},112,112".encode())
+        storage.write_bytes(storage.join(output, "property"), _property(dataset, dataset.num_classes))
     if names := _people(url):
         storage.write_bytes(storage.join(output, "people.json"), dump_people(names))
     return f"{len(order)} records in the order of seed {seed}"
@@ -110,7 +111,7 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
         grouped = positions[np.argsort(labels[positions], kind="stable")]
         with RecordWriter(storage.join(output, name, "train.rec")) as writer:
             write_identity_layout(writer, np.searchsorted(members, labels[grouped]).tolist(), _images(dataset, grouped))
-        storage.write_bytes(storage.join(output, name, "property"), f"{len(members)},112,112".encode())
+        storage.write_bytes(storage.join(output, name, "property"), _property(dataset, len(members)))
         if len(names) > int(known[-1]):
             chosen = [names[int(member)] for member in members]
             storage.write_bytes(storage.join(output, name, "people.json"), dump_people(chosen))
@@ -121,6 +122,13 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
     return f"{text}; train/held-out.bin: " + write_pairs(
         dataset, in_dataset, storage.join(output, "train", "held-out.bin")
     )
+
+
+def _property(dataset: Dataset, num_classes: int) -> bytes:
+    """The file ``property``, ``classes,height,width``, with the size of the dataset's first image."""
+    _, _, data = next(_sound_records(dataset))
+    height, width, _ = decode_image(data).shape
+    return f"{num_classes},{height},{width}".encode()
 
 
 def _people(url: str) -> list[str]:
