@@ -20,6 +20,7 @@ from components.recipes import default_run_name, known_recipe
 
 PYTHON = "python"
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
+_LEAVE_SECONDS = 20
 METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
 
@@ -42,6 +43,8 @@ def train_app(job: TrainJob) -> specs.AppDef:
             *("-m", "app.elastic.launch", "--nnodes", job.nnodes, "--nproc-per-node", str(processes)),
             *("--rdzv-id", macros.app_id, "--rdzv-host-env", macros.rank0_env, "--rdzv-port", str(job.rdzv_port)),
             *("--max-restarts", str(job.max_restarts)),
+            # What a pod has from SIGTERM to SIGKILL, less what its agent needs to leave.
+            *("--shutdown-timeout", str(profile.grace_seconds - _LEAVE_SECONDS)),
             *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", job.recipe, "--name", run_name),
             *(("--data.url", job.data) if job.data else ()),
             *(("--output.url", job.output) if job.output else ()),
@@ -57,6 +60,7 @@ def train_app(job: TrainJob) -> specs.AppDef:
     overlay_pod(
         trainer,
         secret=job.secret,
+        key_secret=_key_secret(job),
         service_account=job.service_account,
         profile=profile,
         grace_seconds=profile.grace_seconds,
@@ -69,6 +73,11 @@ def train_app(job: TrainJob) -> specs.AppDef:
     return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
 
 
+def _key_secret(job: TrainJob) -> str:
+    """The Secret with the key of the rendezvous, beside that of the store: the rendezvous needs no other."""
+    return f"{job.secret}-rdzv" if job.secret else ""
+
+
 def _rendezvous(job: TrainJob) -> specs.Role:
     """The meeting point: one CPU, no device, no keys."""
     role = specs.Role(
@@ -77,7 +86,7 @@ def _rendezvous(job: TrainJob) -> specs.Role:
         entrypoint=PYTHON,
         args=[
             *("-m", "app.elastic.rendezvous", "--port", str(job.rdzv_port), "--rdzv-id", macros.app_id),
-            *("--listen", "all"),  # the pods' network is trusted, or the Secret holds ARCFACE_RDZV_TOKEN
+            *("--listen", "all"),  # the pods' network is trusted, or the Secret <secret>-rdzv has a key
         ],
         num_replicas=1,
         env=dict(_WRITABLE_HOME),
@@ -87,6 +96,7 @@ def _rendezvous(job: TrainJob) -> specs.Role:
     return overlay_pod(
         role,
         secret="",
+        key_secret=_key_secret(job),
         service_account=job.service_account,
         profile=None,
         grace_seconds=30,

@@ -64,6 +64,7 @@ def overlay_pod(
     restart_policy: str,
     preemptible: bool = False,
     spread: bool = False,
+    key_secret: str = "",
 ) -> specs.Role:
     """Attach the overlay to a role and return it.
 
@@ -72,8 +73,12 @@ def overlay_pod(
         profile: of the node, or None for a pod that runs anywhere.
         preemptible: whether Volcano may take the pods away for a queue with a better claim.
         spread: prefer nodes of their own for the replicas of this role.
+        key_secret: Secret with ARCFACE_RDZV_TOKEN, the key of the rendezvous; pods start without it too.
     """
     host_paths = profile.host_paths if profile is not None else ()
+    sources: list[dict[str, Any]] = [{"secretRef": {"name": secret}}] if secret else []
+    if key_secret:
+        sources.append({"secretRef": {"name": key_secret, "optional": True}})
     # fmt: off
     spec: dict[str, Any] = {
         "restartPolicy": restart_policy,
@@ -94,7 +99,7 @@ def overlay_pod(
                 *({"name": f"host-{number}", "mountPath": path, "readOnly": True}
                   for number, path in enumerate(host_paths)),
             ],
-            **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
+            **({"envFrom": sources} if sources else {}),
         }],
         PUT("volumes"): [
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}},
