@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
+import time
 from typing import Any
-
-import torch
 
 from app import storage
 from app.errors import AppError
@@ -15,6 +13,7 @@ from app.observe.tracking import track_run
 from app.parsing import dump_json
 from app.run_folder import build_model, run_url, save_model
 from app.training.loop import Loop
+from app.training.provenance import describe_origin
 
 
 def finish_run(loop: Loop) -> None:
@@ -55,24 +54,27 @@ def write_onnx(loop: Loop, url: str) -> None:
 
 
 def summarize(loop: Loop) -> dict[str, Any]:
-    """The figures of a run as plain JSON."""
+    """The figures of a run, and what it came from, as plain JSON."""
+    recipe = loop.recipe
     return {
-        "recipe": loop.recipe.name,
+        "recipe": recipe.name,
         "accuracy_highest": dict(loop.verifier.highest),
         "fps": loop.images_per_second,
-        "epochs": loop.recipe.train.epochs,
+        "epochs": recipe.train.epochs,
         "steps": loop.step,
-        "amp_type": loop.recipe.train.precision,
-        "torch_version": torch.__version__,
-        "device": loop.world.device.kind,
-        "processes": loop.world.size,
-        "machine": platform.machine(),
+        "seconds": round(time.monotonic() - loop.started, 1),  # of this start
+        "backbone": recipe.model.backbone,
+        "dataset": storage.redact(recipe.data.url),
+        "classes": loop.trainer.head.config.num_classes,
+        "global_batch": loop.global_batch,
+        "amp_type": recipe.train.precision,
         "bad_records": loop.loader.bad_records,
+        **describe_origin(loop.world),
     }
 
 
 def format_summary(summary: dict[str, Any]) -> str:
-    """The closing table: the figures that the reference's users compare."""
+    """The closing table, with the figures that the reference's users compare, and below it what the run came from."""
     highest = ", ".join(f"{name} {value:.5f}" for name, value in summary["accuracy_highest"].items()) or "-"
     cells = {
         "Name": summary["recipe"],
@@ -83,4 +85,13 @@ def format_summary(summary: dict[str, Any]) -> str:
         "Torch version": summary["torch_version"],
     }
     head, row = " | ".join(cells), " | ".join(cells.values())
-    return f"| {head} |\n|{'|'.join(' --- ' for _ in cells)}|\n| {row} |\n"
+    rest = {
+        "Backbone": summary["backbone"],
+        "Dataset": f"{summary['dataset']}, {summary['classes']} classes",
+        "Steps": f"{summary['steps']} of {summary['global_batch']} images; {summary['seconds']} s in the last start",
+        "Code": f"arcface-torchx {summary['app_version']}, commit {summary['commit'] or 'unknown'}",
+        "Hardware": f"{summary['processes']} x {summary['device']}; {summary['cpus']} x {summary['processor']}",
+        "System": f"Python {summary['python_version']}, {summary['system']}",
+    }
+    lines = "".join(f"- {name}: {value}\n" for name, value in rest.items())
+    return f"| {head} |\n|{'|'.join(' --- ' for _ in cells)}|\n| {row} |\n\n{lines}"

@@ -57,6 +57,7 @@ class Loop:
         self.progress = Progress(self.total_steps, enabled=self.world.rank == 0)
         self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
         self._speed, self._remaining = Speed(), Remaining()
+        self.started = time.monotonic()
         self._rates: list[float] = []
         self._clock = CheckpointClock(self.recipe.checkpoint, self.world)
 

@@ -1,0 +1,30 @@
+"""A run leaves what its figures came from."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import __version__
+from app.train import main
+from tests.jobs import SMALL, write_faces
+
+
+def test_summary_names_data_code_and_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_faces(str(tmp_path / "faces"), classes=3, per_class=4)
+    where = ["--data.url", str(tmp_path / "faces"), "--output.url", str(tmp_path), "--output.onnx", "false"]
+    assert main([*SMALL, *where, "--train.epochs", "1"]) == 0
+    summary = json.loads((tmp_path / "orl" / "summary.json").read_text())
+    assert (summary["classes"], summary["steps"], summary["global_batch"]) == (3, 2, 6)
+    assert summary["dataset"] == str(tmp_path / "faces")
+    assert summary["app_version"] == __version__
+    assert (summary["python_version"], summary["torch_version"]) == (platform.python_version(), torch.__version__)
+    assert summary["seconds"] > 0
+    text = (tmp_path / "orl" / "summary.md").read_text()
+    for part in ("3 classes", str(tmp_path / "faces"), f"arcface-torchx {__version__}", "Hardware: 1 x cpu"):
+        assert part in text
+    assert text in capsys.readouterr().out
