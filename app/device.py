@@ -63,6 +63,23 @@ class Device:
         """Whether torch has a synchronised BatchNorm for it."""
         return self.kind != "cpu"
 
+    def clear_overflow(self) -> None:
+        """Forget overflows so far, on a device that hides them; see ``overflowed``."""
+        if self._saturates:
+            _module("npu").clear_npu_overflow_flag()
+
+    def overflowed(self) -> bool:
+        """Whether an operation overflowed since ``clear_overflow``, where results do not show it.
+
+        An Ascend 910A saturates half-precision numbers instead of making them Inf, and raises a flag. Everywhere else
+        this is False: Inf and NaN are in the results.
+        """
+        return self._saturates and bool(_module("npu").get_npu_overflow_flag())
+
+    @property
+    def _saturates(self) -> bool:
+        return self.kind == "npu" and not bool(_module("npu").is_support_inf_nan())
+
     @property
     def block_bytes(self) -> int:
         """Memory for a block of class centres: what a CPU's caches hold; enough to keep an accelerator busy."""

@@ -18,6 +18,7 @@ class NpuStub(types.ModuleType):
     def __init__(self, devices: int) -> None:
         super().__init__("npu")
         self.devices, self.calls = devices, list[Any]()
+        self.shows_inf, self.flag = True, False
 
     def is_available(self) -> bool:
         return self.devices > 0
@@ -33,6 +34,16 @@ class NpuStub(types.ModuleType):
 
     def max_memory_allocated(self) -> int:
         return 123
+
+    def is_support_inf_nan(self) -> bool:
+        return self.shows_inf
+
+    def get_npu_overflow_flag(self) -> bool:
+        self.calls.append(("get_npu_overflow_flag",))
+        return self.flag
+
+    def clear_npu_overflow_flag(self) -> None:
+        self.flag = False
 
 
 @pytest.fixture
@@ -99,3 +110,17 @@ def test_no_file_but_one_names_a_device_call() -> None:
             text = path.read_text()
             for forbidden in (".cuda(", ".npu(", "torch.cuda", "torch.npu", "torch_npu", '"hccl"', '"nccl"'):
                 assert forbidden not in text, f"{path}: {forbidden}"
+
+
+def test_a_910a_that_saturates_is_asked_for_its_overflow_flag(npu: NpuStub) -> None:
+    device = detect_device(local_rank=0)
+    npu.flag = True
+    assert not device.overflowed()  # a 910B shows Inf: nobody asks for a flag
+    assert ("get_npu_overflow_flag",) not in npu.calls
+    npu.shows_inf = False
+    assert device.overflowed()
+    device.clear_overflow()
+    assert not device.overflowed()
+    cpu = Device("cpu", torch.device, "gloo")  # type: ignore[arg-type]
+    cpu.clear_overflow()
+    assert not cpu.overflowed()

@@ -35,6 +35,10 @@ class OptimConfig:
     milestones: tuple[str, ...] = setting((), "of steps: epochs after which the rate falls by gamma")
     gamma: float = setting(0.1, "of steps: factor of the rate at each milestone", above=0, maximum=1)
     power: float = setting(1.0, "of poly: 1 as insightface, 2 as the Ascend port", minimum=0)
+    head_lr_factor: float = setting(1.0, "rate of the class centres over that of the backbone", minimum=0)
+    head_weight_decay: float = setting(
+        -1.0, "decay of the class centres; -1: as the backbone's", minimum=0, besides=(-1,)
+    )
     warmup_epochs: float = setting(0.0, "epochs in which the rate rises from 0", minimum=0)
     clip_norm: float = setting(5.0, "largest norm of the backbone's gradients; 0: no clipping", minimum=0)
 
@@ -53,6 +57,9 @@ class TrainConfig:
     )
     gradient_accumulation: int = setting(1, "micro-batches a process adds up in a step", minimum=1)
     precision: str = setting("fp32", "autocast of the backbone", choices=("fp32", "bf16", "fp16"))
+    loss_scale: float = setting(
+        0.0, "of fp16: a fixed factor, as the Ascend port's 256; 0: one that follows the gradients", minimum=0
+    )
     sync_bn: bool = setting(False, "BatchNorm over all processes (accelerators only)")
     gradient_compression: str = setting(
         "none", "type in which gradients travel between processes", choices=("none", "fp16", "bf16")
@@ -131,6 +138,14 @@ def validate(recipe: Recipe) -> Recipe:
         section, name = path.split(".")
         if problem := about.problem(getattr(getattr(recipe, section), name)):
             raise RecipeError(f"{path} {problem}: {about.meaning}")
+    try:
+        rising = [float(epoch) for epoch in recipe.optim.milestones]
+    except ValueError:
+        rising = [-1.0]
+    if rising != sorted(rising) or any(not 0 <= epoch < float("inf") for epoch in rising):
+        raise RecipeError(
+            f"optim.milestones must be rising numbers of epochs; got {', '.join(recipe.optim.milestones)}"
+        )
     if not recipe.name or not recipe.name.isprintable() or ".." in recipe.name.split("/"):
         raise RecipeError(f"a run cannot be called {recipe.name!r}: --name is a folder below output.url")
     return recipe

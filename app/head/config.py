@@ -19,6 +19,13 @@ class HeadConfig:
     m1: float = setting(1.0, "of combined: factor of the angle", minimum=1)
     m2: float = setting(0.5, "of combined: added to the angle, radians (ArcFace)", minimum=0)
     m3: float = setting(0.0, "of combined: taken off the cosine (CosFace); of adaface: its m, 0 for 0.4", minimum=0)
+    adaface_h: float = setting(0.333, "of adaface: how strongly the margin follows the norm", minimum=0)
+    adaface_t_alpha: float = setting(0.01, "of adaface: weight of a step in the norms' statistics", above=0, maximum=1)
+    magface_lower: float = setting(10.0, "of magface: smallest norm, l_a", above=0)
+    magface_upper: float = setting(110.0, "of magface: largest norm, u_a", above=0)
+    magface_lower_margin: float = setting(0.45, "of magface: margin at the smallest norm, radians", minimum=0)
+    magface_upper_margin: float = setting(0.8, "of magface: margin at the largest norm, radians", minimum=0)
+    magface_weight: float = setting(35.0, "of magface: weight of the regularizer, lambda_g", minimum=0)
     scale: float = setting(64.0, "factor of the cosines before the softmax", above=0)
     easy_margin: bool = setting(False, "apply the margin to angles below 90 degrees only")
     gradient: str = setting(

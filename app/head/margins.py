@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import AppError
+from app.head.config import HeadConfig
 
 
 class MarginError(AppError):
@@ -144,6 +145,30 @@ def build_margin(
     if name == "none":
         return Margin()
     raise MarginError(f"head.margin must be combined, adaface, magface or none, got {name!r}")
+
+
+def make_margin(config: HeadConfig) -> Margin:
+    """The margin of a recipe's head, with the parameters of its paper."""
+    if config.margin == "adaface":
+        return AdaFace(config.m3 or 0.4, config.adaface_h, config.adaface_t_alpha)
+    if config.margin == "magface":
+        if not (
+            config.magface_lower < config.magface_upper and config.magface_lower_margin <= config.magface_upper_margin
+        ):
+            raise MarginError(
+                "head.magface_lower must be below magface_upper, and the lower margin not above the upper"
+            )
+        return MagFace(
+            lower=config.magface_lower,
+            upper=config.magface_upper,
+            lower_margin=config.magface_lower_margin,
+            upper_margin=config.magface_upper_margin,
+            weight=config.magface_weight,
+            easy_margin=config.easy_margin,
+        )
+    return build_margin(
+        config.margin, config.m1, config.m2, config.m3, easy_margin=config.easy_margin, gradient=config.gradient
+    )
 
 
 def _sine(cosine: Tensor) -> Tensor:

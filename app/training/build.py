@@ -14,7 +14,7 @@ from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
 from app.device import dtype_of
 from app.evaluate.metrics import check_pairs
-from app.head.margins import build_margin
+from app.head.margins import make_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig, product_dtype
 from app.run_folder import build_model, run_url
 from app.training.plan import ElasticPlan
@@ -110,7 +110,7 @@ def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
 def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> PartialFC:
     """This rank's class centres and the margin softmax over all of them."""
     head = recipe.head
-    margin = build_margin(head.margin, head.m1, head.m2, head.m3, easy_margin=head.easy_margin, gradient=head.gradient)
+    margin = make_margin(head)
     config = PartialFCConfig(
         recipe.model.embedding_size,
         num_classes,

@@ -18,12 +18,15 @@ class NotRecoveringError(AppError):
 class LossScale:
     """The factor that keeps fp16 gradients in range; 1 and inert unless ``enabled``.
 
-    It doubles after ``growth_interval`` good steps and halves after a bad one, as the reference's scaler does.
+    It doubles after ``growth_interval`` good steps and halves after a bad one, as the reference's scaler does; with
+    ``fixed`` above 0 it is that for ever, as the Ascend port's, and a bad step is only skipped.
     """
 
-    def __init__(self, *, enabled: bool, initial: float = 65536.0, growth_interval: int = 100) -> None:
-        self.enabled = enabled
-        self.scale = initial if enabled else 1.0
+    def __init__(
+        self, *, enabled: bool, initial: float = 65536.0, growth_interval: int = 100, fixed: float = 0.0
+    ) -> None:
+        self.enabled, self.fixed = enabled, fixed
+        self.scale = (fixed or initial) if enabled else 1.0
         self.growth_interval = growth_interval
         self.good_steps = 0
         self.skipped = 0  # steps of this start whose update was left out
@@ -37,14 +40,16 @@ class LossScale:
         """
         if not self.enabled:
             return
-        self._at_floor = self._at_floor + 1 if not finite and self.scale == 1.0 else 0
+        self._at_floor = self._at_floor + 1 if not finite and (self.fixed or self.scale == 1.0) else 0
         self.skipped += not finite
         if self._at_floor == _MOST_SKIPS_AT_FLOOR:
             raise NotRecoveringError(
-                f"{_MOST_SKIPS_AT_FLOOR} steps in a row were skipped: gradients overflow fp16 even with loss scale 1; "
+                f"{_MOST_SKIPS_AT_FLOOR} steps in a row were skipped: gradients overflow fp16 even with loss scale {self.scale:g}; "
                 "set train.precision to bf16 or fp32, or lower head.scale or optim.lr; a checkpoint from before may "
                 "already hold such weights"
             )
+        if self.fixed:
+            return
         if not finite:
             self.scale, self.good_steps = max(1.0, self.scale / 2), 0
             return
@@ -58,5 +63,5 @@ class LossScale:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from a checkpoint."""
-        if self.enabled:
+        if self.enabled and not self.fixed:
             self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

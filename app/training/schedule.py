@@ -1,4 +1,4 @@
-"""Learning rate by step: warm-up, then polynomial or cosine decay."""
+"""Learning rate by step: warm-up, then polynomial or cosine decay, or falls at milestones."""
 
 from __future__ import annotations
 

@@ -73,11 +73,11 @@ class Trainer:
             head,
             optim.name,
             momentum=optim.momentum,
-            weight_decay=optim.weight_decay,
+            weight_decay=optim.weight_decay if optim.head_weight_decay < 0 else optim.head_weight_decay,
             update=recipe.head.update,
             momentum_dtype=getattr(torch, recipe.head.momentum_dtype),
         )
-        self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16")
+        self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16", fixed=recipe.train.loss_scale)
         self.memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
 
     def _distribute(self, model: nn.Module) -> nn.Module:
@@ -116,6 +116,7 @@ class Trainer:
         self.head.begin_step(number, self._all_labels(batches))
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
+        self.device.clear_overflow()
         loss = torch.zeros((), device=self.device.torch_device)
         share = self.plan.share(self.world.rank)
         for turn in range(self.plan.rounds):
@@ -198,7 +199,8 @@ class Trainer:
         mean_loss, gradient_norm, centres_finite = torch.stack(
             [loss.double(), norm.double(), self.head.finite().double()]
         ).tolist()
-        bad = not (centres_finite and gradient_norm < float("inf") and abs(mean_loss) < float("inf"))
+        hidden = self.loss_scale.enabled and self.device.overflowed()
+        bad = hidden or not (centres_finite and gradient_norm < float("inf") and abs(mean_loss) < float("inf"))
         sums = self.world.all_reduce([float(bad), *map(float, flags)], "sum")
         return mean_loss, gradient_norm, sums[0] == 0, tuple(int(value) for value in sums[1:])
 
@@ -210,7 +212,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        self.centre_optimizer.step(lr, unscale)
+        self.centre_optimizer.step(lr * self.recipe.optim.head_lr_factor, unscale)
         self.head.end_step()
 
     def _not_finite(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> NotFiniteError:

@@ -6,8 +6,10 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
-from app.config.recipe import OptimConfig
+from app.config.options import parse_arguments
+from app.config.recipe import OptimConfig, RecipeError
 from app.training.loss_scale import LossScale
 from app.training.schedule import learning_rate
 
@@ -54,3 +56,29 @@ def test_the_loss_scale_grows_after_a_hundred_good_steps_and_halves_after_a_bad_
     off = LossScale(enabled=False)
     off.update(finite=False)
     assert off.scale == 1
+
+
+def test_multistep_is_torchs_after_a_warm_up() -> None:
+    config = OptimConfig(lr=0.4, schedule="steps", milestones=("3", "5.5"), gamma=0.2, warmup_epochs=1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    oracle = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 55], 0.2)
+    for step in range(80):
+        expected = 0.4 * max(step, 1) / 10 if step < 10 else oracle.get_last_lr()[0]
+        assert learning_rate(config, step, 80, 10) == pytest.approx(expected)
+        optimizer.step()
+        oracle.step()
+
+
+@pytest.mark.parametrize("milestones", ["5,3", "a,b", "-1,4", "nan"])
+def test_milestones_are_rising_epochs(milestones: str) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.milestones must be rising numbers"):
+        parse_arguments(["--recipe", "orl", "--optim.milestones", milestones])
+
+
+def test_a_fixed_loss_scale_stays() -> None:
+    scale = LossScale(enabled=True, fixed=256.0, growth_interval=1)
+    scale.update(finite=False)
+    scale.update(finite=True)
+    assert scale.scale == 256
+    scale.load_state_dict({"scale": 65536.0, "good_steps": 3})
+    assert scale.scale == 256
