@@ -45,7 +45,8 @@ class LossScale:
         if self._at_floor == _MOST_SKIPS_AT_FLOOR:
             raise NotRecoveringError(
                 f"{_MOST_SKIPS_AT_FLOOR} steps in a row were skipped: gradients overflow fp16 even with loss scale "
-                f"{self.scale:g}; set train.precision to bf16 or fp32, or lower head.scale or optim.lr; a checkpoint from before may "
+                f"{self.scale:g}; "
+                "set train.precision to bf16 or fp32, or lower head.scale or optim.lr; a checkpoint from before may "
                 "already hold such weights"
             )
         if self.fixed:
