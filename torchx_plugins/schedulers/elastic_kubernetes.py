@@ -40,8 +40,8 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
             check_cluster(client, namespace, cfg.queue, _secrets(resource))
             self._call(
                 namespace,
-                lambda: self._custom_objects_api().create_namespaced_custom_object(  # type: ignore[arg-type]
-                    **_GROUP,
+                lambda: self._custom_objects_api().create_namespaced_custom_object(
+                    **_GROUP,  # type: ignore[arg-type]
                     namespace=namespace,
                     body=resource,
                     dry_run="All",
