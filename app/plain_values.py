@@ -63,7 +63,10 @@ def name_of(value: Any) -> str:
         PickleError: the value is none.
     """
     if isinstance(value, Text) and value.stop - value.start <= _LONGEST_NAME:
-        return value.decode()
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise PickleError(f"a name that is not text, at byte {value.start}") from error
     if isinstance(value, bytes) and len(value) <= _LONGEST_NAME:
         return value.decode("latin1")
     if isinstance(value, str):
