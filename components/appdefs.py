@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from torchx import specs
 from torchx.specs import macros
 
+from components.app_options import AppMissing, check_options, recipe_arguments, settings
 from components.arguments import (
     ComponentError,
     check_environment,
@@ -34,6 +37,9 @@ def train_app(job: TrainJob) -> specs.AppDef:
     processes = job.nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
     run_name = job.name or default_run_name(job.recipe)
+    app_args = [*recipe_arguments(job.recipe), "--name", run_name, *job.app_args]
+    if job.app_args or "--recipe" not in app_args:
+        check_app_options(app_args, most * processes)
     rendezvous = _rendezvous(job)
     trainer = specs.Role(
         name="trainer",
@@ -45,10 +51,11 @@ def train_app(job: TrainJob) -> specs.AppDef:
             *("--max-restarts", str(job.max_restarts)),
             # What a pod has from SIGTERM to SIGKILL, less what its agent needs to leave.
             *("--shutdown-timeout", str(profile.grace_seconds - _LEAVE_SECONDS)),
-            *("--", "--output.prometheus-port", str(METRICS_PORT), "--recipe", job.recipe, "--name", run_name),
+            *("--", *recipe_arguments(job.recipe), "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
             *(("--data.url", job.data) if job.data else ()),
             *(("--output.url", job.output) if job.output else ()),
-            *largest_world(list(job.app_args), most * processes),
+            # The logical workers follow from the largest world and the recipe.
+            *("--train.max-processes", str(most * processes)),
             *job.app_args,
         ],
         env={**_WRITABLE_HOME, **profile.env, **job.env},
@@ -111,17 +118,20 @@ def verify_app(job: VerifyJob) -> specs.AppDef:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
     _check(job, job.model, job.sets, job.report)
     profile = load_profile(job.hardware).with_devices(1)
+    arguments = [
+        *("--model", job.model, "--sets-url", job.sets),
+        *(("--sets", job.set_names) if job.set_names else ()),
+        *(("--report", job.report) if job.report else ()),
+        *(("--floor", str(job.floor)) if job.floor else ()),
+        *job.app_args,
+    ]
+    if job.app_args:
+        _check_command("verify", arguments)
     role = specs.Role(
         name="verify",
         image=job.image,
         entrypoint=PYTHON,
-        args=[
-            *("-m", "app.verify", "--model", job.model, "--sets-url", job.sets),
-            *(("--sets", job.set_names) if job.set_names else ()),
-            *(("--report", job.report) if job.report else ()),
-            *(("--floor", str(job.floor)) if job.floor else ()),
-            *job.app_args,
-        ],
+        args=["-m", "app.verify", *arguments],
         env={**_WRITABLE_HOME, **profile.env, **job.env},
         resource=_resource(profile, job.cpu, job.memMB),
     )
@@ -134,11 +144,13 @@ def prepare_app(job: PrepareJob) -> specs.AppDef:
         raise ComponentError("arcface_prepare needs --output (URL of the dataset's folder)")
     _check(job, job.output)
     profile = load_profile("cpu")
+    arguments = [job.kind, "--output", job.output, *job.app_args]
+    _check_command("prepare", arguments)
     role = specs.Role(
         name="prepare",
         image=job.image,
         entrypoint=PYTHON,
-        args=["-m", "app.prepare", job.kind, "--output", job.output, *job.app_args],
+        args=["-m", "app.prepare", *arguments],
         env={**_WRITABLE_HOME, **job.env},
         resource=_resource(profile, job.cpu, job.memMB),
     )
@@ -174,23 +186,20 @@ def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource
     return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
 
 
-def largest_world(app_args: list[str], most: int) -> list[str]:
-    """The option that tells the app how many processes there may be: the logical workers follow from it and the recipe.
+def check_app_options(app_args: list[str], most: int) -> None:
+    """Let the app look at its options.
 
     Raises:
-        ComponentError: the user chose fewer logical workers than the largest world has processes.
+        ComponentError: it refuses one, or fewer logical workers were chosen than the largest world has processes.
     """
-    chosen = option_value(app_args, "train.logical-workers")
-    if chosen is not None and int(chosen) < most:
+    try:
+        chosen = settings(app_args)["train"]["logical_workers"]
+    except AppMissing:
+        return  # a submitter may have nothing but TorchX; preflight says that nobody looked
+    if 0 < chosen < most:
         raise ComponentError(f"--train.logical-workers {chosen} cannot feed {most} processes: each needs one")
-    return ["--train.max-processes", str(most)]
 
 
-def option_value(app_args: list[str], name: str) -> str | None:
-    """The last value of an app option, in any of the spellings the app takes."""
-    value = None
-    for position, word in enumerate(app_args):
-        key, equals, rest = word.removeprefix("--").partition("=")
-        if word.startswith("--") and key.replace("_", "-") == name:
-            value = rest if equals else (app_args[position + 1] if position + 1 < len(app_args) else None)
-    return value
+def _check_command(module: str, arguments: list[str]) -> None:
+    with contextlib.suppress(AppMissing):
+        check_options(module, arguments)

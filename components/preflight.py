@@ -7,9 +7,11 @@ validate the job without creating it. A line each; ends with 1 when something wo
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import fsspec
 from torchx.runner import config, get_runner
@@ -18,7 +20,8 @@ from torchx.specs import AppDef, CfgVal
 from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
-from components.appdefs import option_value
+from components.app_options import AppMissing, settings
+from components.arguments import is_path
 from components.image_registry import RegistryUnknown, require_image
 
 FILE = "components.py"
@@ -35,26 +38,50 @@ def build(arguments: list[str]) -> AppDef:
     return materialize_appdef(component.fn, arguments, defaults)
 
 
-def check_image(app: AppDef) -> str:
+def resolve(app: AppDef) -> dict[str, Any]:
+    """The recipe as the trainers will run it.
+
+    Raises:
+        ComponentError: the app refuses an option.
+        Skipped: the app cannot be asked from here.
+    """
+    arguments = app.roles[-1].args
+    try:
+        return settings(arguments[arguments.index("--") + 1 :])
+    except AppMissing as reason:
+        raise Skipped(f"the app cannot be asked from here: {reason}") from reason
+
+
+def check_options(recipe: dict[str, Any]) -> str:
+    """The app takes the options; it was asked when the recipe was resolved."""
+    train = recipe["train"]
+    return f"{recipe['model']['backbone']}, {train['epochs']} epochs, {train['precision']}"
+
+
+def check_image(app: AppDef, scheduler: str) -> str:
     """The registry has the image.
 
     Raises:
         ValueError: it has not; a pod would wait in ImagePullBackOff.
     """
     image = app.roles[-1].image
+    if scheduler.startswith("local") or is_path(image):
+        raise Skipped(f"{scheduler} asks no registry for it")
     try:
         return f"{image} is {require_image(image)}"
     except RegistryUnknown as reason:
         raise Skipped(f"{image}: {reason}") from reason
 
 
-def check_dataset(app: AppDef) -> str:
+def check_dataset(recipe: dict[str, Any]) -> str:
     """``train.rec`` and ``train.idx`` are there and readable.
 
     Raises:
         ValueError: one is not; names it.
     """
-    url = option_value(app.roles[-1].args, "data.url")
+    url = recipe["data"]["url"]
+    if url == "synthetic":
+        return "synthetic"
     if not url:
         raise ValueError("no dataset: pass --data, or set it in .torchxconfig")
     filesystem, path = _open(url)
@@ -68,13 +95,13 @@ def check_dataset(app: AppDef) -> str:
     return f"{url} is readable"
 
 
-def check_output(app: AppDef) -> str:
+def check_output(recipe: dict[str, Any]) -> str:
     """The output's bucket can be listed.
 
     Raises:
         ValueError: it cannot.
     """
-    url = option_value(app.roles[-1].args, "output.url")
+    url = recipe["output"]["url"]
     if not url:
         raise ValueError("no output: pass --output, or set it in .torchxconfig")
     filesystem, path = _open(url)
@@ -97,12 +124,20 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def check_cluster(app: AppDef, scheduler: str, cfg_text: str) -> str:
-    """The scheduler takes the job (a dry run at the API server, with queue and Secret)."""
+    """The scheduler takes the job, and the cluster its pods: dry runs at the API server, with queue and Secret."""
     with get_runner() as runner:
         cfg: dict[str, CfgVal] = dict(runner.scheduler_run_opts(scheduler).cfg_from_str(cfg_text))
         config.apply(scheduler, cfg)
-        runner.dryrun(app, scheduler, cfg=cfg)
-    return f"{scheduler} takes the job"
+        asked = cfg.get("validate_spec") is not False
+        ours = getattr(runner._scheduler(scheduler), "validate", None)
+        if ours is None:
+            runner.dryrun(app, scheduler, cfg=cfg)
+            return f"{scheduler} takes the job"
+        info = runner.dryrun(app, scheduler, cfg={**cfg, "validate_spec": False})
+        if not asked:
+            raise Skipped("validate_spec=False")
+        ours(info.request.resource, info.cfg, strict=True)
+    return f"{scheduler} takes the job and its pods"
 
 
 def main(arguments: list[str]) -> int:
@@ -120,10 +155,12 @@ def main(arguments: list[str]) -> int:
         print(f"failed  arguments: {error}")
         return 1
     print(f"ok      arguments: {' + '.join(f'{role.num_replicas} x {role.name}' for role in app.roles)}")
+    recipe = functools.cache(lambda: resolve(app))
     questions: dict[str, Callable[[], str]] = {
-        "image": lambda: check_image(app),
-        "dataset": lambda: check_dataset(app),
-        "output": lambda: check_output(app),
+        "options": lambda: check_options(recipe()),
+        "image": lambda: check_image(app, options.scheduler),
+        "dataset": lambda: check_dataset(recipe()),
+        "output": lambda: check_output(recipe()),
         "cluster": lambda: check_cluster(app, options.scheduler, options.cfg),
     }
     failed = 0

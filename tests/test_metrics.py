@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.observe.metrics import Metrics
@@ -19,6 +21,12 @@ DASHBOARD = Path(__file__).resolve().parent.parent / "k8s" / "chart" / "files" /
 def test_what_is_served_is_what_the_dashboard_asks_for() -> None:
     port = free_port()
     metrics = Metrics(port)
+    before = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    assert "arcface_loss 0" not in before  # nobody has measured one
+    assert not next(iter(text_string_to_metric_families(before))).samples
+    gauges = [value for value in vars(metrics).values() if isinstance(value, Gauge) and not value._labelnames]
+    for gauge in gauges:
+        gauge.set(1)
     metrics.step.set(7)
     metrics.accuracy.labels("lfw").set(0.99)
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
@@ -32,6 +40,14 @@ def test_what_is_served_is_what_the_dashboard_asks_for() -> None:
     }
     assert len(asked) >= 9
     assert asked <= set(served)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_pods_of_both_address_families_can_scrape() -> None:
+    port = free_port()
+    Metrics(port).step.set(7)
+    for host in ("127.0.0.1", "[::1]"):
+        assert b"arcface_step 7" in urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5).read()
 
 
 def test_a_port_in_use_is_a_warning() -> None:

@@ -112,6 +112,12 @@ def _override_by_option(recipe: Recipe, path: str, key: str, value: str | None) 
     return override(recipe, path, "true" if value is None else value, f"--{key}")
 
 
+def option_value(arguments: Sequence[str], path: str) -> str | None:
+    """The last value that the arguments give a field, in any spelling; None where they give none."""
+    given = [value for key, value in _pairs(arguments) if key.replace("-", "_") == path]
+    return given[-1] if given else None
+
+
 def _text(key: str, value: str | None) -> str:
     if not value:
         raise RecipeError(f"--{key} needs a value: a name")

@@ -8,7 +8,6 @@ commit the step they are at; the launcher then looks the name up again, waits fo
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from app.config.options import option_value
 from app.errors import AppError, run_main
 from app.selfcheck import quick_checks
 
@@ -139,8 +139,9 @@ def check_node(processes: int, app_arguments: list[str]) -> None:
     Raises:
         AppError: the node lacks something; the first that was found.
     """
-    said = dict(itertools.pairwise(app_arguments))
-    output, commit = said.get("--output.url", ""), said.get("--checkpoint.commit", "conditional")
+    # The recipe's default is a folder of the node itself; only what was asked for is worth a question.
+    output = option_value(app_arguments, "output.url") or ""
+    commit = option_value(app_arguments, "checkpoint.commit") or "conditional"
     for name, check in quick_checks(processes, output, commit).items():
         print(f"node check: {name}: {check()}", flush=True)
 

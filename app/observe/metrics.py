@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
+from threading import Thread
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 
 class Metrics:
@@ -27,10 +31,51 @@ class Metrics:
         self.accuracy = Gauge("arcface_accuracy", "Ten-fold accuracy.", ["set"], registry=self.registry)
         if port:
             try:
-                start_http_server(port, registry=self.registry)
+                serve(port, self.registry)
             except OSError as error:
                 # Two runs on one machine: the second trains all the same.
                 warnings.warn(f"metrics are not served: port {port}: {error}", stacklevel=2)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, registry=self.registry)
+        return _LateGauge(name, text, self.registry)
+
+
+class _LateGauge(Gauge):
+    """A gauge that is not there until it is first set: a 0 that nobody measured would be taken for one."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        super().__init__(name, text, registry=None)
+        self._late: CollectorRegistry | None = registry
+
+    def set(self, value: float) -> None:
+        super().set(value)
+        if self._late is not None:
+            self._late.register(self)
+            self._late = None
+
+
+class _Server(ThreadingWSGIServer):
+    """Over IPv6 and IPv4 alike, where the system has both."""
+
+    address_family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Scrapes are no news."""
+
+
+def serve(port: int, registry: CollectorRegistry) -> None:
+    """Answer on ``port`` of all interfaces, in a thread that ends with the process.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    everywhere = "::" if _Server.address_family == socket.AF_INET6 else "0.0.0.0"
+    server = make_server(everywhere, port, make_wsgi_app(registry), _Server, _Silent)
+    Thread(target=server.serve_forever, daemon=True).start()

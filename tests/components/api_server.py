@@ -67,6 +67,7 @@ class ApiServer:
     def __init__(self, folder: Path) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
         self.failures: dict[tuple[str, str], tuple[int, str]] = {}
+        self.pod_refusals: dict[str, str] = {}  # part of a pod's name, and why it is refused
         self.requests: list[tuple[str, str]] = []
         self.logs: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -152,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, self.state.logs.get(path.split("/")[-2], ""))
         elif path.removesuffix("/status") in objects:
             self._answer(200, objects[path.removesuffix("/status")])
-        elif path.endswith(("/jobs", "/pods")):
+        elif path.endswith(("/jobs", "/pods", "/events", "/podgroups")):
             items = [value for key, value in objects.items() if key.rpartition("/")[0] == path]
             self._answer(200, {"kind": "List", "items": items, "metadata": {}})
         else:
@@ -160,7 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _post(self, path: str, *, dry_run: bool, body: Any) -> None:
         key = f"{path}/{body['metadata']['name']}"
-        if problems := problems_of_job(body):
+        if path.endswith("/pods"):
+            self._admit(body)
+        elif problems := problems_of_job(body):
             self._fail(422, "; ".join(problems))
         elif key in self.state.objects:
             self._fail(409, f"jobs {body['metadata']['name']} already exists")
@@ -168,6 +171,20 @@ class _Handler(BaseHTTPRequestHandler):
             if not dry_run:
                 self.state.put(key, body | {"status": {"state": {"phase": "Pending"}}})
             self._answer(201, body)
+
+    def _admit(self, pod: dict[str, Any]) -> None:
+        """Answer as the admission of pods does: after the schema the service account, then ``pod_refusals``."""
+        name = pod["metadata"]["name"]
+        try:
+            kubernetes_validate.validate(_without_none(pod), KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            self._fail(422, str(error))
+            return
+        refused = [why for part, why in self.state.pod_refusals.items() if part in name]
+        if refused:
+            self._fail(403, f'pods "{name}" is forbidden: {refused[0]}')
+        else:
+            self._answer(201, pod)
 
     def _delete(self, path: str) -> None:
         if self.state.objects.pop(path, None) is None:

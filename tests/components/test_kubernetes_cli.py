@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,44 @@ def test_an_unreachable_server_is_told(server: ApiServer) -> None:
     assert "the API server http://127.0.0.1:9 does not answer" in done.stderr + done.stdout
 
 
+def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What is said but for TorchX's own log lines; no traceback is among it."""
+    assert "Traceback" not in done.stderr + done.stdout
+    return [line for line in done.stderr.splitlines() if line.strip() and not re.match(r"\S*torchx\S* ", line)]
+
+
+@pytest.mark.parametrize("command", ["list", "status", "cancel", "log"])
+def test_a_dead_server_is_one_plain_line(server: ApiServer, command: str) -> None:
+    server.kubeconfig.write_text(server.kubeconfig.read_text().replace(server.url, "http://127.0.0.1:9"))
+    handle = "kubernetes://torchx/default:x" + ("/trainer/0" if command == "log" else "")
+    done = torchx(server, command, *(("-s", "kubernetes") if command == "list" else (handle,)))
+    assert done.returncode == 1
+    assert plain_lines(done)[-1].startswith("error: the API server http://127.0.0.1:9 does not answer:")
+    assert len(plain_lines(done)) == 1
+
+
+@pytest.mark.parametrize("command", ["cancel", "delete"])
+def test_what_is_not_there_cannot_be_cancelled_or_deleted(server: ApiServer, command: str) -> None:
+    done = torchx(server, command, "kubernetes://torchx/default:gone")
+    assert done.returncode == 1
+    (line,) = plain_lines(done)
+    assert line.startswith("error: there is no job 'gone' in namespace 'default'")
+
+
+def test_what_a_component_refuses_is_one_plain_line(server: ApiServer) -> None:
+    done = torchx(server, "run", *DIST, "--nnodes", "four")
+    assert done.returncode == 1
+    assert plain_lines(done) == ["error: --nnodes must be N or MIN:MAX, as in 4 or 2:4; got 'four'"]
+
+
+def test_a_dry_run_without_a_cluster_prints_the_manifest(server: ApiServer) -> None:
+    server.kubeconfig.unlink()
+    done = torchx(server, "run", "--dryrun", *DIST, "--nnodes", "4")
+    assert done.returncode == 0, done.stderr
+    assert "kind: Job" in done.stdout
+    assert "warning: nobody looked at the job: no Kubernetes cluster is configured" in done.stderr
+
+
 def test_no_kubeconfig_is_told(server: ApiServer) -> None:
     server.kubeconfig.unlink()
     done = torchx(server, "run", *DIST, "--nnodes", "4")
@@ -129,7 +168,11 @@ def test_no_kubeconfig_is_told(server: ApiServer) -> None:
     [
         ("/api/v1/namespaces/default", "namespace 'default' does not exist"),
         ("/apis/scheduling.volcano.sh/v1beta1/queues/default", "queue 'default' does not exist, or Volcano is not"),
-        ("/api/v1/namespaces/default/secrets/arcface-s3", "Secret 'arcface-s3' does not exist in namespace 'default'"),
+        (
+            "/api/v1/namespaces/default/secrets/arcface-s3",
+            "Secret 'arcface-s3' does not exist in namespace 'default': kubectl -n default create secret generic "
+            "arcface-s3 --from-literal=AWS_ENDPOINT_URL=",
+        ),
     ],
 )
 def test_what_is_missing_in_the_cluster_shows_before_submission(server: ApiServer, missing: str, message: str) -> None:

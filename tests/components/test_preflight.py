@@ -43,7 +43,7 @@ def test_a_good_job_passes_and_nothing_is_created(
 ) -> None:
     assert ask(data) == 0
     out = capsys.readouterr().out
-    assert out.count("ok      ") == 4, out
+    assert out.count("ok      ") == 5, out
     assert "skipped image: 127.0.0.1:9/arcface:1: 127.0.0.1:9 cannot be reached from here" in out
     assert "1 x rdzv + 2 x trainer" in out
     assert server.jobs() == []
@@ -85,3 +85,46 @@ def test_a_bucket_that_cannot_be_tried_from_here_is_skipped_not_passed(
         monkeypatch.delenv(name, raising=False)
     assert ask("s3://faces/x") == 0
     assert "skipped dataset: no AWS_ACCESS_KEY_ID" in capsys.readouterr().out
+
+
+REFUSALS = {
+    'violates PodSecurity "restricted:latest": hostPath volumes': "take a hardware profile without -host",
+    "exceeded quota: gpus, requested: cpu=2, used: cpu=8, limited: cpu=8": "wait until others have ended",
+    "no PriorityClass with name arcface-train was found": "create it, or name another with -cfg priority_class=",
+    'error looking up service account default/x: serviceaccount "x" not found': "create it, or name another",
+}
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_pods_that_the_cluster_would_refuse_are_found_before_the_job_waits_for_them(
+    data: str, server: ApiServer, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    server.pod_refusals["trainer"] = reason
+    assert ask(data) == 1
+    out = capsys.readouterr().out
+    assert f"is forbidden: {reason}: {REFUSALS[reason]}" in out
+    assert "failed  cluster: the cluster would refuse the pods of trainer:" in out
+    assert server.jobs() == []
+
+
+@pytest.mark.usefixtures("server")
+def test_a_submitter_who_may_not_create_pods_is_not_stopped(data: str, server: ApiServer) -> None:
+    message = 'pods is forbidden: User "x" cannot create resource "pods" in API group "" in the namespace "default"'
+    server.failures["POST", "/pods"] = (403, message)
+    assert ask(data) == 0
+
+
+@pytest.mark.usefixtures("server")
+def test_a_mistyped_app_option_and_a_folder_of_this_machine_are_found(
+    data: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert ask(data, "--", "--train.epohcs", "3") == 1
+    assert "failed  arguments: unknown option --train.epohcs: did you mean '--train.epochs'?" in capsys.readouterr().out
+    assert main(["--", "--recipe", "orl", "--hardware", "cpu", "--data", str(tmp_path), "--image", "a:1"]) == 1
+    assert f"failed  cluster: --data.url {tmp_path}: no pod has this folder" in capsys.readouterr().out
+
+
+def test_local_schedulers_are_not_asked_for_images(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--recipe", "orl", "--hardware", "cpu", "--data", data, "--output", "s3://test/runs"]
+    assert main(["-s", "local_cwd", "--", "--image", "127.0.0.1:9/arcface:1", *where]) == 0
+    assert "skipped image: local_cwd asks no registry" in capsys.readouterr().out

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torchx import plugins
 
 from app.observe.tracking import track_run
+from tests import jobs
+from tests.components.api_server import ApiServer
 from torchx_plugins.tracker.arcface import ObjectStoreTracker, create
 
 JOB = "kubernetes://torchx/faces:glint360k-abc"
@@ -24,6 +28,33 @@ def test_the_apps_record_is_torchx_metadata(bucket_url: str, monkeypatch: pytest
     assert [s.source_run_id for s in tracker.sources(JOB)] == ["parent"]
     assert list(tracker.run_ids()) == [JOB]
     assert list(tracker.run_ids(recipe="other")) == []
+    assert list(tracker.run_ids(parent_run_id=None)) == [JOB]  # as `torchx tracker list jobs` asks
+    assert list(tracker.run_ids(parent_run_id="parent")) == [JOB]
+    assert list(tracker.run_ids(parent_run_id="other")) == []
+
+
+def test_the_documented_configuration_lists_jobs_under_the_handle_that_run_prints(
+    bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (jobs.ROOT / "docs" / "kubernetes.md").read_text()
+    sections = text[text.index("[torchx:tracker]") :].partition("```")[0]
+    (tmp_path / ".torchxconfig").write_text(sections.replace("s3://our-runs/.tracker", f"{bucket_url}/.tracker"))
+    with ApiServer(tmp_path) as server:
+        variables = {"HOME": str(tmp_path), "KUBECONFIG": str(server.kubeconfig)}
+        where = ["--nnodes", "1", "--recipe", "orl", "--hardware", "cpu", "--image", "a:1"]
+        done = jobs.torchx("run", "-s", "kubernetes", "components.py:arcface_dist", *where, variables=variables)
+        assert done.returncode == 0, done.stderr
+        handle = done.stdout.strip().splitlines()[-1]
+        (job,) = server.jobs()
+    container = job["spec"]["tasks"][1]["template"]["spec"]["containers"][0]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    for name in ("TORCHX_JOB_ID", "TORCHX_TRACKER_ARCFACE_CONFIG"):
+        monkeypatch.setenv(name, env[name])
+    track_run({"fps": 1.5}, {})
+    listed = jobs.torchx("tracker", "list", "jobs", variables=variables)
+    assert handle in listed.stdout, listed.stderr
+    told = jobs.torchx("tracker", "list", "metadata", handle, variables=variables)
+    assert "fps" in told.stdout
 
 
 def test_without_a_tracker_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

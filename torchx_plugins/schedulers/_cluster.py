@@ -11,6 +11,10 @@ class ClusterError(ValueError):
     """The cluster will not take the job; says why and what to do."""
 
 
+class NoClusterError(ClusterError):
+    """There is no cluster to ask: none is configured, or its API server does not answer."""
+
+
 def check_cluster(client: Any, namespace: str, queue: str, secrets: Sequence[str]) -> None:
     """Look whether namespace, Volcano, queue and Secrets are there; what one may not look at is passed over.
 
@@ -36,8 +40,9 @@ def check_cluster(client: Any, namespace: str, queue: str, secrets: Sequence[str
     ]
     questions += [
         (
-            f"Secret {name!r} does not exist in namespace {namespace!r}: kubectl create secret generic {name} "
-            "--from-literal=AWS_ACCESS_KEY_ID=… --from-literal=AWS_SECRET_ACCESS_KEY=…, or name another with --secret",
+            f"Secret {name!r} does not exist in namespace {namespace!r}: kubectl -n {namespace} create secret generic "
+            f"{name} --from-literal=AWS_ENDPOINT_URL=… --from-literal=AWS_ACCESS_KEY_ID=… "
+            "--from-literal=AWS_SECRET_ACCESS_KEY=…, or name another with --secret",
             lambda name=name: core.read_namespaced_secret(name, namespace),
         )
         for name in secrets
@@ -63,7 +68,7 @@ def explain(error: Exception, namespace: str, host: str) -> ClusterError:
 
     if not isinstance(error, ApiException):
         reason = str(getattr(error, "reason", error) or error).splitlines()[0]
-        return ClusterError(f"the API server {host} does not answer: {reason}; check KUBECONFIG and the network")
+        return NoClusterError(f"the API server {host} does not answer: {reason}; check KUBECONFIG and the network")
     detail = _detail(error)
     known = {
         401: "it does not know you: your kubeconfig's credentials have run out or are wrong; log in again",

@@ -8,21 +8,26 @@ their jobs then do not end while an extra elastic replica is pending, and are no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torchx.plugins import register
-from torchx.schedulers.api import AppDryRunInfo
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppResponse
 from torchx.schedulers.kubernetes_scheduler import KubernetesJob, KubernetesScheduler, Opts
-from torchx.specs import AppDef
-from torchx.specs.overlays import apply_overlay, get_overlay
+from torchx.specs import AppDef, CfgVal
+from torchx.specs.overlays import JOIN, apply_overlay, get_overlay
 
-from torchx_plugins.schedulers._cluster import ClusterError, check_cluster, explain
+from torchx_plugins.schedulers._cluster import ClusterError, NoClusterError, check_cluster, explain
+from torchx_plugins.schedulers._command_line import speak_plainly, subcommand
+from torchx_plugins.schedulers._pods import ask_pods, check_places
 
 _GROUP = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 MAX_NAME = 63
 
 T = TypeVar("T")
+
+speak_plainly()
 
 
 class ElasticKubernetesScheduler(KubernetesScheduler):
@@ -33,45 +38,116 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         resource = info.request.resource
         complete_job(app, resource)
         add_pod_address(resource)
+        name_namespace(resource, cfg.namespace or "default")
         check_names(resource)
         if cfg.validate_spec:
-            namespace = cfg.namespace or "default"
-            client = self._client_or_explain()
-            check_cluster(client, namespace, cfg.queue, _secrets(resource))
-            self._call(
-                namespace,
-                lambda: self._custom_objects_api().create_namespaced_custom_object(
-                    **_GROUP,  # type: ignore[arg-type]
-                    namespace=namespace,
-                    body=resource,
-                    dry_run="All",
-                ),
-            )
+            try:
+                self.validate(resource, cfg, strict=False)
+            except NoClusterError as error:
+                # A dry run shows the manifest all the same; a submission fails with these words.
+                print(f"warning: nobody looked at the job: {error}", file=sys.stderr)
         return info
+
+    def validate(self, resource: dict[str, Any], cfg: Opts, *, strict: bool) -> None:
+        """Let the cluster look at a job without creating it.
+
+        Args:
+            strict: also refuse what only time can mend, such as a quota that others have used up.
+
+        Raises:
+            ClusterError: it would refuse the job or its pods, or they could never start.
+        """
+        namespace = cfg.namespace or "default"
+        client = self._client_or_explain()
+        check_places(resource)
+        check_cluster(client, namespace, cfg.queue, _secrets(resource))
+        self._call(
+            namespace,
+            lambda: self._custom_objects_api().create_namespaced_custom_object(
+                **_GROUP,  # type: ignore[arg-type]
+                namespace=namespace,
+                body=resource,
+                dry_run="All",
+            ),
+        )
+        ask_pods(client, namespace, resource, strict=strict)
+
+    def dryrun_push_images(self, app: AppDef, cfg: Mapping[str, CfgVal]) -> dict[str, tuple[str, str]]:
+        """As TorchX does; then the roles' overlays, which find the container by its image, follow the new one."""
+        pushed = super().dryrun_push_images(app, cfg)
+        for role in app.roles:
+            spec = get_overlay(role, "kubernetes", "V1Pod").get("spec", {})
+            for container in spec.get(JOIN("containers", on="image"), [])[:1]:
+                container["image"] = role.image
+        return pushed
 
     def schedule(self, dryrun_info: AppDryRunInfo[KubernetesJob, Opts]) -> str:  # type: ignore[override]
         """Create the job; returns ``namespace:name``."""
         namespace = dryrun_info.cfg.namespace or "default"
         return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
 
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        """State of a job, or None where it is gone; to cancel or delete such a one is an error.
+
+        Raises:
+            ClusterError: the handle names none, or the cluster does not answer.
+        """
+        namespace, name = _split(app_id)
+        found = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).describe(app_id))
+        if found is None and subcommand() in ("cancel", "delete"):
+            raise ClusterError(
+                f"there is no job {name!r} in namespace {namespace!r}: torchx list -s kubernetes shows what there is"
+            )
+        return found
+
+    def list(self, cfg: Mapping[str, CfgVal] | None = None) -> list[ListAppResponse]:
+        """Jobs of the namespace."""
+        namespace = str((cfg or {}).get("namespace") or "default")
+        return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).list(cfg))
+
+    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+        """Lines of a pod's log."""
+        namespace, name = _split(app_id)
+        self._client_or_explain()
+        try:
+            yield from super().log_iter(app_id, role_name, k, *args, **options)
+        except Exception as error:
+            if getattr(error, "status", None) == 404:
+                raise ClusterError(
+                    f"there is no pod of {role_name}/{k} of job {name!r} in namespace {namespace!r}: it has not "
+                    "started, or went with its job; python -m components.status tells which"
+                ) from error
+            raise explain(error, namespace, self._api_client().configuration.host) from error
+
+    def _cancel_existing(self, app_id: str) -> None:
+        self._call(_split(app_id)[0], lambda: super(ElasticKubernetesScheduler, self)._cancel_existing(app_id))
+
+    def _delete_existing(self, app_id: str) -> None:
+        self._call(_split(app_id)[0], lambda: super(ElasticKubernetesScheduler, self)._delete_existing(app_id))
+
     def _client_or_explain(self) -> Any:
         """The API client; a missing kubeconfig is said in words."""
         client = self._api_client()
         if client.configuration.host in ("", None, "http://localhost", "https://localhost"):
-            raise ClusterError(
-                "no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config, or add "
-                "-cfg validate_spec=False to a --dryrun to only see the manifest"
-            )
+            raise NoClusterError("no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config")
         return client
 
     def _call(self, namespace: str, call: Callable[[], T]) -> T:
         """Run a request; what the API server or the network says becomes one plain message."""
+        client = self._client_or_explain()
         try:
             return call()
         except ClusterError:
             raise
         except Exception as error:
-            raise explain(error, namespace, self._api_client().configuration.host) from error
+            raise explain(error, namespace, client.configuration.host) from error
+
+
+def _split(app_id: str) -> tuple[str, str]:
+    namespace, _, name = app_id.partition(":")
+    if not namespace or not name:
+        raise ClusterError(f"{app_id!r} names no job: a handle is kubernetes://torchx/NAMESPACE:NAME, as run prints it")
+    return namespace, name
 
 
 def complete_job(app: AppDef, resource: dict[str, Any]) -> None:
@@ -97,6 +173,16 @@ def add_pod_address(resource: dict[str, Any]) -> None:
         for container in task["template"].spec.containers:
             if "app.elastic.launch" in (container.command or []):
                 container.env = [*(container.env or []), V1EnvVar(name="POD_IP", value_from=source)]
+
+
+def name_namespace(resource: dict[str, Any], namespace: str) -> None:
+    """Tell the pods the job's handle as ``torchx run`` prints it: TorchX leaves the namespace out of TORCHX_JOB_ID."""
+    name = resource["metadata"]["name"]
+    for task in resource["spec"]["tasks"]:
+        for container in task["template"].spec.containers:
+            for variable in container.env or []:
+                if variable.name == "TORCHX_JOB_ID" and variable.value.endswith(f"/{name}"):
+                    variable.value = f"{variable.value.removesuffix(name)}{namespace}:{name}"
 
 
 def check_names(resource: dict[str, Any]) -> None:

@@ -1,7 +1,10 @@
 """A TorchX tracker on object storage: one JSON object a run, under the URL that ``.torchxconfig`` gives it.
 
 [torchx:tracker]
-arcface = s3://runs/.tracker
+arcface =
+
+[tracker:arcface]
+config = s3://runs/.tracker
 """
 
 from __future__ import annotations
@@ -74,7 +77,7 @@ class ObjectStoreTracker(TrackerBase):
         """Not kept."""
         raise NotImplementedError("this tracker keeps sources, not lineage")
 
-    def run_ids(self, **kwargs: str) -> Iterable[str]:
+    def run_ids(self, **kwargs: str | None) -> Iterable[str]:
         """All runs, those with the given metadata where some is given."""
         try:
             paths = self._filesystem.ls(self._root, detail=False)
@@ -82,12 +85,24 @@ class ObjectStoreTracker(TrackerBase):
             return []
         names = [str(path).rsplit("/", 1)[-1] for path in paths]
         runs = [unquote(name.removesuffix(".json")) for name in names if name.endswith(".json")]
-        return [run for run in runs if all(str(self.metadata(run).get(key)) == value for key, value in kwargs.items())]
+        # TorchX's command line passes parent_run_id=None when it wants all runs.
+        wanted = {key: value for key, value in kwargs.items() if value is not None}
+        return [run for run in runs if self._matches(run, wanted)]
+
+    def _matches(self, run_id: str, wanted: Mapping[str, str]) -> bool:
+        record = self._read(run_id)
+        for key, value in wanted.items():
+            if key == "parent_run_id":
+                if value not in [source for source, _ in record["sources"]]:
+                    return False
+            elif str(record["metadata"].get(key)) != value:
+                return False
+        return True
 
 
 @register.tracker(name="arcface")
 def create(config: str | None) -> TrackerBase:
     """TorchX calls it with the URL of ``.torchxconfig``."""
     if not config:
-        raise ValueError("the tracker 'arcface' needs a URL: [torchx:tracker] arcface = s3://… in .torchxconfig")
+        raise ValueError("the tracker 'arcface' needs a URL: [tracker:arcface] config = s3://… in .torchxconfig")
     return ObjectStoreTracker(config)

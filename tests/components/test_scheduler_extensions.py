@@ -1,0 +1,71 @@
+"""Extensions of TorchX's schedulers: images patched by a workspace, names, and the interpreter of local jobs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from torchx.schedulers.kubernetes_scheduler import Opts
+from torchx.schedulers.local_scheduler import Opts as LocalOpts
+from torchx.specs import AppDef, Role
+
+from tests.components.test_appdefs import build
+from torchx_plugins.schedulers import local_interpreter
+from torchx_plugins.schedulers._pods import check_places
+from torchx_plugins.schedulers.elastic_kubernetes import ClusterError, create_scheduler
+
+OPTIONS = {"queue": "q", "namespace": "faces", "validate_spec": False, "reserved_millicpu": 0, "reserved_memmb": 0}
+
+
+def pods(app: AppDef, **options: Any) -> list[Any]:
+    request = create_scheduler("test").submit_dryrun(app, {**OPTIONS, **options}).request
+    return [task["template"].spec for task in request.resource["spec"]["tasks"]]
+
+
+@pytest.mark.parametrize("component", ["arcface_dist", "arcface_verify"])
+def test_a_job_survives_an_image_that_a_workspace_build_changed(component: str) -> None:
+    options = {"nnodes": "2"} if component == "arcface_dist" else {"model": "s3://r/x", "sets": "s3://f"}
+    app = build(component, hardware="cpu", **options)
+    for role in app.roles:
+        role.image = "sha256:0123456789abcdef"  # what the build leaves in the role
+    for spec in pods(app, image_repo="reg.example/team/patched"):
+        (container,) = spec.containers
+        assert container.image == "reg.example/team/patched:0123456789abcdef"
+        assert container.command
+        assert container.security_context.read_only_root_filesystem
+
+
+def test_the_pods_know_the_handle_that_run_prints() -> None:
+    app = build("arcface_dist", hardware="cpu", nnodes="1", recipe="orl")
+    for role in app.roles:
+        role.env["TORCHX_JOB_ID"] = "kubernetes://torchx/${app_id}"
+    for spec in pods(app):
+        (value,) = [item.value for item in spec.containers[0].env if item.name == "TORCHX_JOB_ID"]
+        assert value.startswith("kubernetes://torchx/faces:orl-")
+
+
+def test_a_foreign_job_whose_name_no_service_can_have_is_refused() -> None:
+    app = AppDef(name="3d", roles=[Role(name="x", image="a:1", entrypoint="true")])
+    with pytest.raises(ClusterError, match="must begin with a letter"):
+        pods(app)
+
+
+@pytest.mark.parametrize("image", ["/images/arcface", "reg.example/ArcFace:1"])
+def test_an_image_that_no_node_can_pull_is_refused(image: str) -> None:
+    app = AppDef(name="x", roles=[Role(name="x", image=image, entrypoint="true")])
+    resource = create_scheduler("test").submit_dryrun(app, Opts(**OPTIONS)).request.resource
+    with pytest.raises(ClusterError, match="is in no registry"):
+        check_places(resource)
+
+
+def test_local_jobs_use_the_python_that_runs_torchx_not_the_first_in_the_path() -> None:
+    app = build("arcface_dist", hardware="cpu", nnodes="1", recipe="orl")
+    scheduler = local_interpreter.create_scheduler("test")
+    try:
+        request = scheduler.submit_dryrun(app, LocalOpts()).request
+    finally:
+        scheduler.close()
+    for replicas in request.role_params.values():
+        assert {replica.args[0] for replica in replicas} == {sys.executable}
+    assert {role.entrypoint for role in app.roles} == {"python"}

@@ -1,0 +1,86 @@
+"""Would the pods of a job be admitted? A job is accepted long before its pods are made, and tells nothing of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from torchx_plugins.schedulers._cluster import ClusterError, _detail, explain
+
+# What admission says, and what to do about it.
+_REMEDIES = (
+    ("violates PodSecurity", "take a hardware profile without -host, or a namespace of the level that it needs"),
+    ("no PriorityClass with name", "create it, or name another with -cfg priority_class="),
+    ("service account", "create it, or name another with --service_account"),
+    ("serviceaccount", "create it, or name another with --service_account"),
+    ("exceeded quota", "wait until others have ended, ask for less, or have the quota raised"),
+    ("maximum", "ask for less with --cpu and --memMB, or have the limit raised"),
+)
+_PLACES = ("--data.url", "--output.url", "--model", "--sets-url", "--report", "--output", "--source", "--verify.url")
+_IMAGE = re.compile(r"[^\sA-Z]+|[^\s/]+/[^\sA-Z]+")  # capitals are for the registry's name, the tag and the digest
+
+
+def ask_pods(client: Any, namespace: str, resource: dict[str, Any], *, strict: bool) -> None:
+    """Let the API server admit one pod a role without creating it: Pod Security, quota, accounts, priority classes.
+
+    A submitter who may not create pods cannot ask; the job's controller may, and the job will tell.
+
+    Raises:
+        ClusterError: a pod is refused; what time can mend only when ``strict``.
+    """
+    from kubernetes import client as kubernetes
+    from kubernetes.client.rest import ApiException
+
+    core = kubernetes.CoreV1Api(client)
+    asked: set[str] = set()
+    for task in resource["spec"]["tasks"]:
+        role = task["name"].rpartition("-")[0] or task["name"]
+        if role in asked:
+            continue
+        asked.add(role)
+        pod = client.sanitize_for_serialization(task["template"])
+        pod |= {"apiVersion": "v1", "kind": "Pod"}
+        pod["metadata"]["name"] = f"{resource['metadata']['name']}-{task['name']}-0"
+        if name := resource["spec"].get("priorityClassName"):
+            pod["spec"]["priorityClassName"] = name
+        try:
+            core.create_namespaced_pod(namespace, pod, dry_run="All")
+        except ApiException as error:
+            text = _detail(error)
+            if error.status == 409 or 'cannot create resource "pods"' in text:
+                continue
+            if error.status not in (400, 403, 422):
+                raise explain(error, namespace, client.configuration.host) from error
+            remedy = next((f": {what}" for sign, what in _REMEDIES if sign in text), "")
+            message = f"the cluster would refuse the pods of {role}: {text}{remedy}"
+            if "exceeded quota" in text and not strict:
+                print(f"warning: {message}", file=sys.stderr)
+                continue
+            raise ClusterError(message) from error
+        except Exception as error:
+            raise explain(error, namespace, client.configuration.host) from error
+
+
+def check_places(resource: dict[str, Any]) -> None:
+    """Refuse what no pod can reach: folders of this machine, and images that are no registry's.
+
+    Raises:
+        ClusterError: names the option.
+    """
+    for task in resource["spec"]["tasks"]:
+        for container in task["template"].spec.containers:
+            repository = re.sub(r"(:[^:/]*)?(@.*)?$", "", container.image)
+            if container.image.startswith(("/", ".", "~")) or not _IMAGE.fullmatch(repository):
+                raise ClusterError(f"image {container.image!r} is in no registry: REGISTRY/NAME:TAG in small letters")
+            command = [str(word) for word in container.command or []]
+            if command[1:2] != ["-m"] or not command[2].startswith("app."):
+                continue
+            for position, word in enumerate(command):
+                option, equals, rest = word.partition("=")
+                value = rest if equals else "".join(command[position + 1 : position + 2])
+                if option.replace("_", "-") in _PLACES and value and "://" not in value and value != "synthetic":
+                    raise ClusterError(
+                        f"{option} {value}: no pod has this folder; put it into a bucket and give its URL, as in "
+                        "s3://bucket/folder"
+                    )
