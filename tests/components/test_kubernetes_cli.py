@@ -13,6 +13,8 @@ import pytest
 from tests import jobs
 from tests.components.api_server import ApiServer
 
+pytestmark = pytest.mark.slow  # a TorchX process or two each
+
 DIST = ["-s", "kubernetes", "components.py:arcface_dist"]
 
 

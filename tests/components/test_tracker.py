@@ -33,6 +33,7 @@ def test_the_apps_record_is_torchx_metadata(bucket_url: str, monkeypatch: pytest
     assert list(tracker.run_ids(parent_run_id="other")) == []
 
 
+@pytest.mark.slow
 def test_the_documented_configuration_lists_jobs_under_the_handle_that_run_prints(
     bucket_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
