@@ -20,6 +20,7 @@ from app.elastic.signals import StopRequest, catch_stop
 from app.errors import AppError, redact, run_main
 from app.head.class_shards import class_range
 from app.observe.events import EventLog
+from app.observe.last_words import keep_last_words
 from app.run_folder import run_url
 from app.training.build import (
     count_classes,
@@ -52,7 +53,9 @@ def run(arguments: list[str]) -> int:
     if text := answer(arguments):
         print(text, end="")
         return 0
-    return train(parse_arguments(arguments))
+    recipe = parse_arguments(arguments)
+    with keep_last_words(run_url(recipe)):
+        return train(recipe)
 
 
 def train(recipe: Recipe) -> int:

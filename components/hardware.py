@@ -33,7 +33,8 @@ class HardwareProfile:
     """One kind of node.
 
     ``resource``: name of the device plugin's extended resource, empty for none. ``devices``: of it, a node, and so the
-    processes a node. ``cpu`` in cores, ``memory_mb`` and ``shm_mb`` in MiB, ``grace_seconds`` from SIGTERM to SIGKILL.
+    processes a node. ``cpu`` in cores, ``memory_mb``, ``device_memory_mb`` (0: the host's)
+    and ``shm_mb`` in MiB, ``grace_seconds`` from SIGTERM to SIGKILL.
     """
 
     name: str
@@ -41,6 +42,7 @@ class HardwareProfile:
     devices: int
     cpu: int
     memory_mb: int
+    device_memory_mb: int
     shm_mb: int
     grace_seconds: int
     labels: dict[str, str]

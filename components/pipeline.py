@@ -7,8 +7,10 @@ with 0 when every accuracy reached the floor, with 1 when a job failed, with 3 w
 from __future__ import annotations
 
 import argparse
+import configparser
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from torchx.runner import Runner, config, get_runner
 from torchx.runner.config import load_sections
 from torchx.specs import AppState, AppStatus, CfgVal
 
+from components.arguments import parse_nodes
 from components.recipes import default_run_name
 
 FILE = "components.py"
@@ -39,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
     defaults = load_sections(prefix="component")
     with get_runner(component_defaults=defaults) as runner:
         cfg = scheduler_options(runner, options)
-        trained = run_job(runner, "arcface_dist", train_arguments(options), options, cfg, role="trainer")
+        _, trainers = parse_nodes(options.nnodes or defaults.get(f"{FILE}:arcface_dist", {}).get("nnodes", "1"))
+        arguments = train_arguments(options)
+        trained = run_job(runner, "arcface_dist", arguments, options, cfg, role="trainer", replicas=trainers)
         if trained.state != AppState.SUCCEEDED:
             print(f"error: training ended {trained.state.name}: {trained.msg or 'see its log'}", file=sys.stderr)
             return EXIT_TRAINING_FAILED
@@ -59,11 +64,12 @@ def run_job(
     cfg: dict[str, CfgVal],
     *,
     role: str,
+    replicas: int = 1,
 ) -> AppStatus:
-    """Submit a component, show its first replica's log, wait for its end; Ctrl-C cancels it."""
+    """Submit a component, show its replicas' logs, wait for its end; Ctrl-C cancels it."""
     handle = runner.run_component(f"{FILE}:{component}", arguments, options.scheduler, cfg=cfg)
     print(f"{component}: {handle}", flush=True)
-    with _showing_log(runner, handle, role):
+    with _showing_logs(runner, handle, role, replicas):
         try:
             status = runner.wait(handle, wait_interval=options.poll_seconds)
         except KeyboardInterrupt:
@@ -75,13 +81,13 @@ def run_job(
 
 
 @contextmanager
-def _showing_log(runner: Runner, handle: str, role: str) -> Iterator[None]:
-    """Print the log of a role's first replica as it comes."""
+def _showing_logs(runner: Runner, handle: str, role: str, replicas: int) -> Iterator[None]:
+    """Print the logs of a role's replicas as they come: any may be the node of rank 0, which tells of progress."""
 
-    def show() -> None:
+    def show(replica: int) -> None:
         while not done.is_set():
             try:
-                for line in runner.log_lines(handle, role, 0, should_tail=True):
+                for line in runner.log_lines(handle, role, replica, should_tail=True):
                     print(line.rstrip("\n"), flush=True)
                 return
             except Exception:
@@ -89,13 +95,16 @@ def _showing_log(runner: Runner, handle: str, role: str) -> Iterator[None]:
                 done.wait(2)
 
     done = threading.Event()
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=show, args=(replica,), daemon=True) for replica in range(replicas)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         done.set()
-        thread.join(10)
+        deadline = time.monotonic() + 10
+        for thread in threads:
+            thread.join(max(0, deadline - time.monotonic()))
 
 
 def train_arguments(options: argparse.Namespace) -> list[str]:
@@ -116,9 +125,27 @@ def verify_arguments(options: argparse.Namespace, defaults: dict[str, dict[str, 
         "sets": options.sets or options.data or dist.get("data", ""),
         "floor": str(options.floor),
         "hardware": options.hardware,
-        "image": options.image,
+        "image": options.verify_image or options.image or image_of_both(),
     }
     return [word for key, value in given.items() if value for word in (f"--{key}", value)]
+
+
+def image_of_both() -> str:
+    """The image that verifies unless ``--verify_image`` says otherwise: the one that trained.
+
+    It is looked for in the file that sets the trainers'; there alone another one for verification is meant. A file
+    further away, such as the repository's own, would verify a team's weights with somebody else's code.
+    """
+    for path in config.find_configs():
+        sections = configparser.RawConfigParser()
+        sections.read(path)
+        images = [
+            sections.get(f"component:{FILE}:{name}", "image", fallback="")
+            for name in ("arcface_verify", "arcface_dist")
+        ]
+        if images[1]:
+            return images[0] or images[1]
+    return ""
 
 
 def scheduler_options(runner: Runner, options: argparse.Namespace) -> dict[str, CfgVal]:
@@ -139,6 +166,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sets", default="", help="URL of the verification sets; default: the dataset's folder")
     for name in PASSED_ON:
         parser.add_argument(f"--{name}", default="", help="as of arcface_dist")
+    parser.add_argument("--verify_image", default="", help="of the verification; default: the image that trained")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between looks at the jobs' state")
     own, app_args = arguments, []
     if "--" in arguments:

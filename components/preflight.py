@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import fsspec
 from torchx.runner import config, get_runner
 from torchx.runner.config import load_sections
 from torchx.specs import AppDef, CfgVal
@@ -23,12 +22,9 @@ from torchx.specs.finder import get_component
 from components.app_options import AppMissing, settings
 from components.arguments import is_path
 from components.image_registry import RegistryUnknown, require_image
+from components.store import Skipped, open_store
 
 FILE = "components.py"
-
-
-class Skipped(Exception):
-    """A question that cannot be asked from here."""
 
 
 def build(arguments: list[str]) -> AppDef:
@@ -84,7 +80,7 @@ def check_dataset(recipe: dict[str, Any]) -> str:
         return "synthetic"
     if not url:
         raise ValueError("no dataset: pass --data, or set it in .torchxconfig")
-    filesystem, path = _open(url)
+    filesystem, path = open_store(url)
     for name in ("train.rec", "train.idx"):
         try:
             size = int(filesystem.info(f"{path.rstrip('/')}/{name}")["size"])
@@ -104,7 +100,7 @@ def check_output(recipe: dict[str, Any]) -> str:
     url = recipe["output"]["url"]
     if not url:
         raise ValueError("no output: pass --output, or set it in .torchxconfig")
-    filesystem, path = _open(url)
+    filesystem, path = open_store(url)
     bucket = path.split("/", 1)[0] if "://" in url and not url.startswith("file:") else os.path.dirname(path) or "/"
     try:
         filesystem.ls(bucket, detail=False)
@@ -113,14 +109,6 @@ def check_output(recipe: dict[str, Any]) -> str:
     except Exception as error:
         raise ValueError(f"{url}: {bucket} cannot be listed ({type(error).__name__}): check keys") from error
     return f"{url} can be reached"
-
-
-def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    if url.startswith("s3://") and not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
-        raise Skipped("no AWS_ACCESS_KEY_ID or AWS_PROFILE in this shell; the pods' Secret cannot be tried from here")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if url.startswith("s3://") else ""
-    filesystem, path = fsspec.core.url_to_fs(url, **({"endpoint_url": endpoint} if endpoint else {}))
-    return filesystem, str(path)
 
 
 def check_cluster(app: AppDef, scheduler: str, cfg_text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 
 from app import storage
@@ -87,6 +88,14 @@ def say_start(loop: Loop, before: RunState | None) -> None:
         + (f"; changed since the last start: {'; '.join(changed)}" if changed else "")
     )
     loop.events.add(
-        "start", loop.step, world_size=world.size, logical_workers=plan.logical_workers, attempt=world.attempt
+        "start",
+        loop.step,
+        world_size=world.size,
+        logical_workers=plan.logical_workers,
+        attempt=world.attempt,
+        # What components.status needs for the time to go and for the node of rank 0.
+        total_steps=loop.total_steps,
+        global_batch=loop.global_batch,
+        host=platform.node(),
     )
     loop.events.flush()

@@ -172,12 +172,57 @@ def test_submitters_may_do_what_torchx_asks_and_workers_nothing() -> None:
     (role,) = [d for d in documents() if d["kind"] == "Role"]
     allowed = {(r, verb) for rule in role["rules"] for r in rule["resources"] for verb in rule["verbs"]}
     assert {("jobs", "create"), ("jobs", "delete"), ("jobs/status", "update"), ("pods/log", "get")} <= allowed
+    assert {("pods", "create"), ("events", "list"), ("podgroups", "list")} <= allowed  # preflight and status
     assert not any("*" in pair or "secrets" in pair for pair in allowed)
+
+
+def test_the_jobflow_follows_every_value_of_the_chart() -> None:
+    values = {
+        "jobFlow": ON,
+        "workers": {"serviceAccount": "our-worker"},
+        "s3": {"secret": "our-keys"},
+        "namespace": {"name": "ours"},
+        "queue": {"name": "fast"},
+    }
+    flow = [d for d in documents(values) if d["kind"] in ("JobTemplate", "JobFlow")]
+    assert len(flow) == 3
+    text = yaml.safe_dump(flow)
+    for default in ("arcface-worker", "arcface-s3", "@"):
+        assert default not in text, default
+    assert text.count("TASK_QUEUE_ENABLE") == 5  # a variable of the devices, not the queue
+    for template in flow[:2]:
+        assert template["spec"]["queue"] == "fast"
+        for spec in pod_specs(template):
+            assert spec["serviceAccountName"] == "our-worker"
+            for container in spec["containers"]:
+                assert container.get("envFrom", []) in ([], [{"secretRef": {"name": "our-keys"}}])
+
+
+def test_helm_test_writes_to_the_store() -> None:
+    for values, url in (
+        ({}, "s3://runs/.helm-test"),
+        ({"seaweedfs": ON}, "s3://faces/.helm-test"),
+        ({"s3": {"testUrl": "s3://ours/x"}}, "s3://ours/x"),
+    ):
+        (pod,) = [d for d in documents(values) if d["kind"] == "Pod"]
+        (container,) = pod["spec"]["containers"]
+        assert container["command"][-2:] == ["--output", url]
+        assert container["envFrom"] == [{"secretRef": {"name": "arcface-s3"}}]
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_the_sample_names_what_the_chart_makes(create: bool) -> None:
+    values = {"priorityClasses": {"create": create}, "workers": {"serviceAccount": "our-worker"}}
+    (notes,) = [text for path, text in render(values).items() if path.endswith("NOTES.txt")]
+    assert "service_account = our-worker" in notes
+    assert ("priority_class = arcface-train" in notes) == create
 
 
 def test_network_is_denied_by_default_and_prometheus_is_let_in() -> None:
     policies = {d["metadata"]["name"]: d["spec"] for d in documents() if d["kind"] == "NetworkPolicy"}
     assert policies["arcface-deny-by-default"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    # Volcano's svc plugin lets pods of the same job in; anything here would let in those of other jobs too.
+    assert policies["arcface-within-jobs"]["policyTypes"] == ["Egress"]
     (rule,) = policies["arcface-prometheus"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 9400}]
 

@@ -21,6 +21,11 @@ _PLACES = ("--data.url", "--output.url", "--model", "--sets-url", "--report", "-
 _IMAGE = re.compile(r"[^\sA-Z]+|[^\s/]+/[^\sA-Z]+")  # capitals are for the registry's name, the tag and the digest
 
 
+def remedy_for(text: str) -> str:
+    """What to do about a refusal, to be put behind it; empty where nothing is known."""
+    return next((f": {what}" for sign, what in _REMEDIES if sign in text), "")
+
+
 def ask_pods(client: Any, namespace: str, resource: dict[str, Any], *, strict: bool) -> None:
     """Let the API server admit one pod a role without creating it: Pod Security, quota, accounts, priority classes.
 
@@ -52,8 +57,7 @@ def ask_pods(client: Any, namespace: str, resource: dict[str, Any], *, strict: b
                 continue
             if error.status not in (400, 403, 422):
                 raise explain(error, namespace, client.configuration.host) from error
-            remedy = next((f": {what}" for sign, what in _REMEDIES if sign in text), "")
-            message = f"the cluster would refuse the pods of {role}: {text}{remedy}"
+            message = f"the cluster would refuse the pods of {role}: {text}{remedy_for(text)}"
             if "exceeded quota" in text and not strict:
                 print(f"warning: {message}", file=sys.stderr)
                 continue

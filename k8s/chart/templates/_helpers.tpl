@@ -33,6 +33,17 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
+{{- /* Where helm test writes a small object and deletes it. */}}
+{{- define "arcface.testUrl" -}}
+{{- if .Values.s3.testUrl -}}
+{{ .Values.s3.testUrl }}
+{{- else if .Values.seaweedfs.enabled -}}
+s3://{{ .Values.seaweedfs.bucket }}/.helm-test
+{{- else -}}
+s3://runs/.helm-test
+{{- end -}}
+{{- end -}}
+
 {{- /* Of the S3 Secret, its ca.crt alone and only where it has one. */}}
 {{- define "arcface.storeAuthority" -}}
 - name: store-ca
