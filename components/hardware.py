@@ -42,7 +42,6 @@ class HardwareProfile:
     devices: int
     cpu: int
     memory_mb: int
-    device_memory_mb: int
     shm_mb: int
     grace_seconds: int
     labels: dict[str, str]
@@ -51,6 +50,7 @@ class HardwareProfile:
     tolerations: tuple[dict[str, str], ...]
     env: dict[str, str]
     host_paths: tuple[str, ...] = ()
+    device_memory_mb: int = 0
 
     def with_devices(self, devices: int) -> HardwareProfile:
         """The share of a node that goes with fewer devices: cores and memory in proportion."""

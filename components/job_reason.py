@@ -29,6 +29,7 @@ class JobFacts:
 
     @property
     def name(self) -> str:
+        """Of the job, without its namespace."""
         return str(self.job["metadata"]["name"])
 
     @property

@@ -75,12 +75,34 @@ def overlay_pod(
         spread: prefer nodes of their own for the replicas of this role.
         key_secret: Secret with ARCFACE_RDZV_TOKEN, the key of the rendezvous; pods start without it too.
     """
+    spec = _pod_spec(role, secret, key_secret, profile, grace_seconds, shm_mb, restart_policy)
+    if service_account:
+        spec["serviceAccountName"] = service_account
+    if profile is not None:
+        spec["nodeSelector"] = dict(profile.node_selector)
+        spec["tolerations"] = [dict(toleration) for toleration in profile.tolerations]
+    if spread:
+        spec["topologySpreadConstraints"] = [_own_nodes(role)]
+    set_overlay(role, "kubernetes", "V1Pod", {"metadata": _metadata(profile, preemptible=preemptible), "spec": spec})
+    return role
+
+
+def _pod_spec(
+    role: specs.Role,
+    secret: str,
+    key_secret: str,
+    profile: HardwareProfile | None,
+    grace_seconds: int,
+    shm_mb: int,
+    restart_policy: str,
+) -> dict[str, Any]:
+    """What every pod of a job has, whatever runs in it."""
     host_paths = profile.host_paths if profile is not None else ()
     sources: list[dict[str, Any]] = [{"secretRef": {"name": secret}}] if secret else []
     if key_secret:
         sources.append({"secretRef": {"name": key_secret, "optional": True}})
     # fmt: off
-    spec: dict[str, Any] = {
+    return {
         "restartPolicy": restart_policy,
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": _POD_SECURITY,
@@ -109,15 +131,6 @@ def overlay_pod(
         ],
     }
     # fmt: on
-    if service_account:
-        spec["serviceAccountName"] = service_account
-    if profile is not None:
-        spec["nodeSelector"] = dict(profile.node_selector)
-        spec["tolerations"] = [dict(toleration) for toleration in profile.tolerations]
-    if spread:
-        spec["topologySpreadConstraints"] = [_own_nodes(role)]
-    set_overlay(role, "kubernetes", "V1Pod", {"metadata": _metadata(profile, preemptible=preemptible), "spec": spec})
-    return role
 
 
 def _metadata(profile: HardwareProfile | None, *, preemptible: bool) -> dict[str, dict[str, str]]:

@@ -155,7 +155,7 @@ def with_placeholders(value: Any) -> Any:
             if isinstance(found.get(key), str):
                 found[key] = mark.get(found[key], found[key])
         if "secretRef" in found:
-            found["secretRef"] = {"name": "@SECRET@"}
+            found["secretRef"] |= {"name": found["secretRef"]["name"].replace(SECRET, "@SECRET@")}
         return found
     return [with_placeholders(item) for item in value] if isinstance(value, list) else value
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from app import storage
+from app.data.pixels import HALF_RANGE
 from app.errors import AppError
 
 OPSET = 17
@@ -27,7 +28,7 @@ class OnnxOptions:
     """The form of an ONNX file.
 
     ``batch``: pictures at a time, 0 for any number. ``normalise``: ``inside`` takes pixels 0..255, ``outside`` takes
-    (pixels - 127.5) / 127.5. ``colours``: their order in the input. ``half``: weights, input and output in float16.
+    of app.data.pixels. ``colours``: their order in the input. ``half``: weights, input and output in float16.
     ``about``: said in the file's metadata, beside colour_order, mean, scale, size and normalisation.
     """
 
@@ -55,7 +56,7 @@ class _Wrapped(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.options.normalise == "inside":
-            images = (images - 127.5) / 127.5
+            images = (images - HALF_RANGE) / HALF_RANGE
         if self.options.colours == "BGR":
             images = images[:, [2, 1, 0]]
         embeddings: Tensor = self.backbone(images)
@@ -124,8 +125,8 @@ def _describe(data: bytes, image_size: int, options: OnnxOptions) -> bytes:
         **options.about,
         "normalisation": options.normalise,
         "colour_order": options.colours,
-        "mean": 0.0 if inside else 127.5,
-        "scale": 1.0 if inside else 127.5,
+        "mean": 0.0 if inside else HALF_RANGE,
+        "scale": 1.0 if inside else HALF_RANGE,
         "size": image_size,
     }
     onnx.helper.set_model_props(model, {name: str(value) for name, value in said.items()})
@@ -143,12 +144,12 @@ def _difference(data: bytes, backbone: nn.Module, image_size: int, options: Onnx
     largest = []
     for batch in (options.batch,) if options.batch else (1, 3):
         pixels = np.random.default_rng(0).integers(0, 256, (batch, 3, image_size, image_size)).astype(np.float32)
-        given = pixels if options.normalise == "inside" else (pixels - 127.5) / 127.5
+        given = pixels if options.normalise == "inside" else (pixels - HALF_RANGE) / HALF_RANGE
         given = given[:, ::-1] if options.colours == "BGR" else given
         kind = np.float16 if options.half else np.float32
         (out,) = session.run(None, {options.input_name: np.ascontiguousarray(given.astype(kind))})
         with torch.inference_mode():
-            expected = backbone(torch.from_numpy((pixels - 127.5) / 127.5).to(device)).float().cpu().numpy()
+            expected = backbone(torch.from_numpy((pixels - HALF_RANGE) / HALF_RANGE).to(device)).float().cpu().numpy()
         found = np.asarray(out, dtype=np.float32)
         found, expected = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in (found, expected))
         largest.append(float(np.abs(found - expected).max()))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
+from app.data.pixels import HALF_RANGE
 from app.device import onnx_providers
 from app.errors import AppError
 from app.weights import ModelError
@@ -26,8 +27,8 @@ class InputForm:
     ``batch`` is the fixed number of pictures at a time, 0 where any number goes.
     """
 
-    mean: float = 127.5
-    scale: float = 127.5
+    mean: float = HALF_RANGE
+    scale: float = HALF_RANGE
     colours: str = "RGB"
     channels_last: bool = False
     batch: int = 0
@@ -68,7 +69,7 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
     form = input_form(model, inputs[0].name, inputs[0].shape, url)
     name = inputs[0].name
-    # Normalised in float32 whatever the graph takes: half precision cannot tell all of 0..255 / 127.5 apart.
+    # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
     number_type = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:

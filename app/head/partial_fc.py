@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from app.device import dtype_of
 from app.errors import AppError
 from app.head.class_shards import class_range, sample_classes
 from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
@@ -36,7 +37,7 @@ def product_dtype(precision: str, train_precision: str, device_kind: str) -> tor
     """
     if precision == "auto":
         precision = "fp32" if device_kind == "cpu" or train_precision == "fp32" else "fp16"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return dtype_of(precision)
 
 
 @dataclass(frozen=True)

@@ -202,11 +202,16 @@ def check_names(resource: dict[str, Any]) -> None:
             )
 
 
+def _needed(source: Any) -> bool:
+    """Whether a pod cannot start without what its environment comes from."""
+    return source.secret_ref is not None and not source.secret_ref.optional
+
+
 def _secrets(resource: dict[str, Any]) -> list[str]:
     names: list[str] = []
     for task in resource["spec"]["tasks"]:
         for container in task["template"].spec.containers:
-            names += [source.secret_ref.name for source in container.env_from or [] if source.secret_ref]
+            names += [source.secret_ref.name for source in container.env_from or [] if _needed(source)]
     return sorted(set(names))
 
 
