@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from app.config.options import option_value
-from app.errors import AppError, run_main
+from app.errors import EXIT_BAD_INPUT, AppError, run_main
 from app.selfcheck import quick_checks
 
 
@@ -27,6 +27,7 @@ class LaunchError(AppError):
     """The node cannot take part; says what is missing."""
 
 
+_LOCAL_PATIENCE = 30  # seconds
 _EXIT_LOST = 69  # app.elastic.agent.EXIT_LOST; importing it here would load torch twice a node
 
 
@@ -65,7 +66,7 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         with tempfile.TemporaryDirectory(prefix="arcface-") as folder:
-            done = Path(folder) / "done"
+            done, failed = Path(folder) / "done", Path(folder) / "failed"
             os.environ["ARCFACE_DONE_FILE"] = str(done)
             while True:
                 self._wait_for_rendezvous()
@@ -80,6 +81,8 @@ class Launcher:
                     return 0  # whatever became of the rendezvous after that
                 if self.stop_signal:
                     return 128 + self.stop_signal
+                if failed.exists():
+                    return EXIT_BAD_INPUT
                 if code != _EXIT_LOST:
                     return code if code >= 0 else 128 - code
                 print(f"the rendezvous process is lost: waiting for a fresh one at {self.endpoint}", flush=True)
@@ -98,7 +101,10 @@ class Launcher:
     def _wait_for_rendezvous(self) -> None:
         """Wait until somebody listens there; the name is looked up each time, a fresh pod has another address."""
         host, _, port = self.endpoint.rpartition(":")
-        deadline = time.monotonic() + self.options.join_timeout
+        # Where the whole job is on one machine, nobody starts a rendezvous that died again.
+        alone = self.agent is not None and host in ("localhost", "127.0.0.1")
+        patience = min(_LOCAL_PATIENCE, self.options.join_timeout) if alone else self.options.join_timeout
+        deadline = time.monotonic() + patience
         while not self.stop_signal:
             try:
                 socket.create_connection((host, int(port)), timeout=5).close()
@@ -106,7 +112,7 @@ class Launcher:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise LaunchError(
-                        f"no rendezvous process answers at {self.endpoint} for {self.options.join_timeout} s "
+                        f"no rendezvous process answers at {self.endpoint} for {patience} s "
                         f"({error}): is its pod running, and may this pod reach it?",
                         transient=True,
                     ) from error

@@ -134,8 +134,12 @@ def report_done(*, tell: bool = True, patience: float = _REPORT_SECONDS) -> None
 def report_failure(message: str) -> None:
     """Tell the rendezvous process that the job cannot succeed; the first message of several counts.
 
-    One that cannot be reached is not waited for: this process ends with the same message, and is started again.
+    First to the launcher of this node, by a file: it need not wait for another rendezvous then. A rendezvous that cannot
+    be reached is not waited for: this process ends with the same message.
     """
+    if path := os.environ.get("ARCFACE_DONE_FILE", ""):
+        with contextlib.suppress(OSError):
+            Path(path).with_name("failed").touch()
     try:
         if (store := _connect()) is not None:
             store.compare_set(_VERDICT_KEY, "", message[:_MOST_MESSAGE])
