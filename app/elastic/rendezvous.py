@@ -134,7 +134,7 @@ def report_done(*, tell: bool = True, patience: float = _REPORT_SECONDS) -> None
 def report_failure(message: str) -> None:
     """Tell the rendezvous process that the job cannot succeed; the first message of several counts.
 
-    First to the launcher of this node, by a file: it need not wait for another rendezvous then. A rendezvous that cannot
+    First to the launcher of this node, by a file: it need not wait for another rendezvous then. One that cannot
     be reached is not waited for: this process ends with the same message.
     """
     if path := os.environ.get("ARCFACE_DONE_FILE", ""):
