@@ -27,7 +27,7 @@ test: install ## all tests: the quick ones side by side, then those that start w
 	$(BIN)/python -m pytest -m 'slow or interop'
 
 test-quick: install ## the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow and not interop'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not interop'
 
 fuzz: install ## mutated inputs of every format, COUNT=20000 each
 	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),20000) --seed $(or $(SEED),1)
