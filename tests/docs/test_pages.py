@@ -41,7 +41,8 @@ def test_the_tutorial_runs_from_the_first_command_to_the_last(tmp_path: Path) ->
     pages = blocks("tutorial.md")
     assert len(pages) >= 7
     outputs = [run(language, text, tmp_path) for language, text in pages]
-    assert "images of 40 people" in outputs[1]
+    # Ten of each person, and target.jpg, which the package keeps in the folder s10.
+    assert "401 images of 40 people" in outputs[1]
     assert "30 to train on; train/held-out.bin: 400 pairs" in outputs[2]
     assert "held-out" in outputs[5]
     same, other = map(float, re.findall(r"-?\d\.\d\d", outputs[-1]))
