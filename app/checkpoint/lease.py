@@ -47,15 +47,7 @@ class Lease:
         """
         found = persist(self._read, until)
         if found and found.get("owner") != self.owner and not _is_dead(found):
-            deadline = time.monotonic() + 2.5 * self.interval
-            while time.monotonic() < deadline:
-                time.sleep(min(1.0, self.interval))
-                now = persist(self._read, until)
-                if now != found and now and now.get("owner") != self.owner:
-                    raise CheckpointError(
-                        f"{self.url}: another run writes here: {now.get('owner')!r} on {now.get('host')!r}; stop it, "
-                        "or take another --name or --output.url"
-                    )
+            self._watch(found, until)
         persist(self._write, until)
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -71,6 +63,25 @@ class Lease:
                 storage.delete_tree(self.url)
         except StorageError as error:
             warnings.warn(f"the lease could not be given back: {error}", stacklevel=2)
+
+    def _watch(self, found: dict[str, object], until: float) -> None:
+        """Return once the holder of ``found`` was silent for 2.5 intervals; raise CheckpointError if it renews twice.
+
+        Twice, because the last request of a process that was killed may reach the store after its death.
+        """
+        changes, deadline = 0, time.monotonic() + 2.5 * self.interval
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self.interval / 4))
+            now = persist(self._read, until)
+            if not now or now.get("owner") == self.owner:
+                return
+            if now != found:
+                changes, found, deadline = changes + 1, now, time.monotonic() + 2.5 * self.interval
+            if changes == 2:
+                raise CheckpointError(
+                    f"{self.url}: another run writes here: {now.get('owner')!r} on {now.get('host')!r}; stop it, "
+                    "or take another --name or --output.url"
+                )
 
     def _renew(self) -> None:
         while not self._ended.wait(self.interval):

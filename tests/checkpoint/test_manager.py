@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,8 @@ def test_a_second_run_in_the_same_folder_is_told(bucket_url: str, monkeypatch: p
     with pytest.raises(CheckpointError, match="another run writes here: 'first'"):
         Lease(url, "second", interval=0.2).take(time.monotonic())
     first._ended.set()  # as if it were killed: the lease stays and is not renewed any more
+    assert first._thread is not None
+    first._thread.join()
     second = Lease(url, "second", interval=0.2)
     second.take(time.monotonic())
     # The first was only asleep: it finds that it lost the folder, and commits nothing.
@@ -157,6 +161,21 @@ def test_a_second_run_in_the_same_folder_is_told(bucket_url: str, monkeypatch: p
     assert "another run took this folder: 'second'" in first.problem
     second.release()
     assert not storage.exists(url)
+
+
+def test_the_last_request_of_a_killed_run_is_no_sign_of_life(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = storage.join(bucket_url, "lease.json")
+    killed = Lease(url, "killed", interval=60)
+    killed.take(time.monotonic())
+    monkeypatch.setattr("app.checkpoint.lease._is_dead", lambda _: False)
+    # Its last renewal lands while the next run already watches.
+    renewed = threading.Timer(0.3, killed._write)
+    renewed.start()
+    second = Lease(url, "second", interval=0.4)
+    second.take(time.monotonic())
+    renewed.join()
+    assert json.loads(storage.read_bytes(url))["owner"] == "second"
+    second.release()
 
 
 def test_what_was_not_committed_does_not_exist_and_is_collected(bucket_url: str) -> None:
