@@ -109,17 +109,17 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):
             self._tell()
-            if time.monotonic() - self._moved > self.timeout:
-                self._report()
+            if time.monotonic() - self._moved > self.timeout and self._report():
                 return
 
-    def _report(self) -> None:
+    def _report(self) -> bool:
+        """Name who hangs and give up; False if this process went on meanwhile."""
         before = self._look()
         for _ in range(3):
             time.sleep(self.interval)
             self._tell()
         if self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
-            return  # it went on after all
+            return False
         after = self._look()
         culprits = name_culprits(before, after, self.size) if after else f"it is in {self._section}"
         print(
@@ -130,6 +130,7 @@ class Watchdog:
         )
         faulthandler.dump_traceback(file=2)
         self._give_up(EXIT_HANG)
+        return True
 
     def _tell(self) -> None:
         self._beat += 1

@@ -149,7 +149,7 @@ def test_a_second_run_in_the_same_folder_is_told(bucket_url: str, monkeypatch: p
     first.take(time.monotonic())
     monkeypatch.setattr("app.checkpoint.lease._is_dead", lambda _: False)
     with pytest.raises(CheckpointError, match="another run writes here: 'first'"):
-        Lease(url, "second", interval=0.2).take(time.monotonic())
+        Lease(url, "second", interval=2).take(time.monotonic())
     first._ended.set()  # as if it were killed: the lease stays and is not renewed any more
     assert first._thread is not None
     first._thread.join()

@@ -36,7 +36,7 @@ def test_the_second_signal_ends_at_once(number: signal.Signals) -> None:
     time.sleep(1.3)
     assert process.poll() is None
     process.send_signal(number)
-    error = process.communicate(timeout=10)[1]
+    error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
     assert error.count("stopping after this step; a second time ends at once") == 1
 

@@ -27,18 +27,37 @@ def test_the_silent_one_is_named_before_the_one_behind() -> None:
 
 def test_progress_of_any_kind_keeps_a_process_alive(capfd: pytest.CaptureFixture[str]) -> None:
     codes: list[int] = []
-    watched = Watchdog(0, 1, 0.4, lambda: None, interval=0.05, give_up=codes.append)
+    watched = Watchdog(0, 1, 2.0, lambda: None, interval=0.1, give_up=codes.append)
     watched.start()
-    for _ in range(20):  # a verification of many batches, longer than the timeout
+    for _ in range(12):  # a verification of many batches, longer than the timeout
         watched.enter("verification")
-        time.sleep(0.1)
+        time.sleep(0.25)
     assert not codes
-    time.sleep(1.2)
+    watched._thread.join(60)
     watched.stop()
     assert codes == [70]
     error = capfd.readouterr().err
-    assert "nothing moved for 0 s at step 0 in verification" in error
+    assert "nothing moved for 2 s at step 0 in verification" in error
     assert "test_watchdog.py" in error  # the stacks
+
+
+def test_a_false_alarm_does_not_end_the_watch() -> None:
+    codes: list[int] = []
+    watched = Watchdog(0, 1, 2.0, lambda: None, interval=0.1, give_up=codes.append)
+    watched._moved -= 10
+    looked = watched._look
+
+    def wake_up() -> dict[int, Place]:
+        if not codes and watched._section != "update":
+            watched.enter("update")  # it goes on while the report is made
+        return looked()
+
+    watched._look = wake_up  # type: ignore[method-assign]
+    watched._thread.start()
+    watched._thread.join(60)
+    watched.stop()
+    assert codes == [70]
+    assert watched._section == "update"
 
 
 RANK = """
