@@ -147,11 +147,27 @@ def detect_device(kind: str = "auto", local_rank: int | None = None) -> Device:
     else:
         raise DeviceError(f"unknown device {kind!r}: use auto, npu, cuda or cpu")
     module = _module(kind)
+    if kind == "npu":
+        _keep_fp32(module)
     count = int(module.device_count())
     if index >= count:
         raise DeviceError(f"local rank {index} has no {kind} device: the node offers {count}; lower --nproc_per_node")
     module.set_device(index)
     return Device(kind, torch.device(kind, index), backend)
+
+
+def _keep_fp32(npu: Any) -> None:
+    """Make fp32 on an NPU mean fp32, as the Ascend port sets it.
+
+    Else a 910A computes its fp32 convolutions and products in fp16, a 910B convolutions in HF32 (torch_npu's default),
+    and weights change their layout in memory. ``ARCFACE_HF32=1`` leaves all that as CANN likes.
+    """
+    if os.environ.get("ARCFACE_HF32") == "1":
+        return
+    npu.config.allow_internal_format = False
+    npu.set_option({"ACL_PRECISION_MODE": "must_keep_origin_dtype"})
+    npu.matmul.allow_hf32 = False
+    npu.conv.allow_hf32 = False
 
 
 def _npu_available() -> bool:

@@ -32,7 +32,7 @@ from app.training.build import (
 )
 from app.training.finish import finish_run
 from app.training.loop import Loop, Outcome
-from app.training.start import is_complete, previous_state, resume, say_complete, say_start
+from app.training.start import is_complete, open_trackers, previous_state, resume, say_complete, say_start
 from app.training.verifier import Verifier
 from app.world import World, join_world
 
@@ -66,7 +66,7 @@ def train(recipe: Recipe) -> int:
             run_url(recipe),
             enabled=world.rank == 0,
             tensorboard=recipe.output.tensorboard,
-            wandb=recipe.name if recipe.output.wandb else "",
+            reference_tags=recipe.output.log_style == "insightface",
         )
         loop = prepare(recipe, world, stop, events)
         outcome = Outcome.COMPLETE if is_complete(loop) else loop.run()
@@ -92,6 +92,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     num_classes = count_classes(recipe, source)
     checkpoints = open_checkpoints(recipe, world)
     before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
+    events.trackers = open_trackers(recipe, before, world)
     resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
     if resumed is None:
         look_for_empty_classes(recipe, source, num_classes, world)
@@ -106,6 +107,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     )
     trainer = make_trainer(recipe, world, plan, num_classes)
     verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))
+    trainer.freeze.steps_per_epoch = loader.steps_per_epoch
     loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
     resume(loop, resumed)
     if not is_complete(loop):

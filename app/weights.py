@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +12,13 @@ from torch import Tensor, nn
 
 from app import storage
 from app.errors import AppError
+from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
 from app.torch_file import load_torch
+
+# Where trainers keep the backbone's state dict within their checkpoints: insightface and the Ascend port, Lightning
+# (AdaFace), MagFace and others.
+_CONTAINERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net")
 
 
 class ModelError(AppError):
@@ -24,11 +32,83 @@ def parse_weights(url: str, data: bytes) -> dict[str, Tensor]:
         ModelError: it is not one, or holds more than tensors.
     """
     state = _load_safely(url, data)
-    if isinstance(state, dict) and isinstance(state.get("state_dict_backbone"), dict):
-        state = state["state_dict_backbone"]  # a checkpoint of the reference
+    for container in _CONTAINERS:
+        if isinstance(state, dict) and isinstance(state.get(container), dict):
+            state = state[container]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{url}: not a state dict of a backbone")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def read_names(url: str) -> dict[str, str]:
+    """A JSON object of regular expressions and what replaces them in key names, in their order.
+
+    Raises:
+        ModelError: it is not one.
+    """
+    try:
+        names = parse_json_object(storage.read_bytes(url), url)
+        for pattern in names:
+            re.compile(pattern)
+    except (ParseError, re.error) as error:
+        raise ModelError(f"{url}: not an object of regular expressions and replacements: {error}") from error
+    return {pattern: str(replacement) for pattern, replacement in names.items()}
+
+
+def load_foreign(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    url: str,
+    *,
+    colours: str = "RGB",
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Load weights that another program wrote, under names of its own; see ``adapt_weights``.
+
+    Raises:
+        ModelError: they are not those of the architecture.
+    """
+    load_weights(model, adapt_weights(model, state, url, colours=colours, names=names), url)
+
+
+def adapt_weights(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    url: str,
+    *,
+    colours: str = "RGB",
+    names: Mapping[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """A foreign state dict under the names of ``model``, for images in RGB.
+
+    First ``names`` are replaced. Then, where all names of the model stand there behind one prefix (``module.``,
+    ``model.``, MagFace's ``features.module.``), it is taken off, and what does not begin with it, such as a head, is
+    left out and told. Counts of batches that old files lack are 0. Weights for BGR get the input channels of their
+    first convolution in the other order, and compute the same from RGB from then on.
+
+    Args:
+        colours: order that the weights were trained on, RGB or BGR.
+        names: regular expressions and replacements, applied in their order to each name.
+    """
+    for pattern, replacement in (names or {}).items():
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    own = model.state_dict()
+    needed = [name for name in own if not name.endswith("num_batches_tracked")]
+    if not all(name in state for name in needed):
+        prefixes = {name.removesuffix(needed[0]) for name in state if name.endswith(needed[0])}
+        fitting = [prefix for prefix in prefixes if all(prefix + name in state for name in needed)]
+        if len(fitting) == 1:
+            others = [name for name in state if not name.startswith(fitting[0])]
+            if others:
+                warnings.warn(f"{url}: left out, as no part of the backbone: {', '.join(others[:4])}", stacklevel=3)
+            state = {name.removeprefix(fitting[0]): v for name, v in state.items() if name.startswith(fitting[0])}
+    counts = [name for name in own if name.endswith("num_batches_tracked") and name not in state]
+    state = {**state, **{name: torch.zeros_like(own[name]) for name in counts}}
+    if colours == "BGR":
+        first = next(name for name in own if own[name].dim() == 4 and own[name].shape[1] == 3)
+        if first in state:
+            state[first] = state[first].flip(1)
+    return state
 
 
 def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int, stop: int) -> Tensor:

@@ -19,6 +19,13 @@ class NpuStub(types.ModuleType):
         super().__init__("npu")
         self.devices, self.calls = devices, list[Any]()
         self.shows_inf, self.flag = True, False
+        # As torch_npu has them before anybody sets them.
+        self.config = types.SimpleNamespace(allow_internal_format=True)
+        self.conv, self.matmul = types.SimpleNamespace(allow_hf32=True), types.SimpleNamespace(allow_hf32=False)
+        self.options: dict[str, str] = {}
+
+    def set_option(self, options: dict[str, str]) -> None:
+        self.options |= options
 
     def is_available(self) -> bool:
         return self.devices > 0
@@ -68,6 +75,19 @@ def test_the_npu_is_preferred_and_set_to_the_local_rank(npu: NpuStub, monkeypatc
     assert npu.calls[-1] == ("synchronize",)
     assert device.memory_bytes() == 123
     assert device.pin_memory
+
+
+def test_fp32_on_an_npu_stays_fp32_unless_hf32_is_asked_for(npu: NpuStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCFACE_HF32", "1")
+    detect_device(local_rank=0)
+    assert (npu.conv.allow_hf32, npu.config.allow_internal_format, npu.options) == (True, True, {})
+    monkeypatch.delenv("ARCFACE_HF32")
+    npu.matmul.allow_hf32 = True
+    detect_device(local_rank=0)
+    assert not npu.conv.allow_hf32
+    assert not npu.matmul.allow_hf32
+    assert not npu.config.allow_internal_format
+    assert npu.options == {"ACL_PRECISION_MODE": "must_keep_origin_dtype"}
 
 
 def test_more_processes_than_npus_are_told(npu: NpuStub) -> None:

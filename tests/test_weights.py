@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from app.backbones.registry import build_backbone
 from app.run_folder import load_model
 from app.torch_file import load_torch
-from app.weights import ModelError, load_weights, parse_weights, read_centres
+from app.weights import ModelError, load_foreign, load_weights, parse_weights, read_centres, read_names
 
 DTYPES = [
     torch.float32,
@@ -246,3 +246,50 @@ def test_bytes_of_bools_that_are_neither_0_nor_1_are_bools() -> None:
         start = data.index(archive.read(name), archive.getinfo(name).header_offset)
     read = load_torch(data[:start] + b"\x07\x00\x02" + data[start + 3 :])["a"]
     assert np.array_equal(read.numpy().view(np.uint8), [1, 0, 1])
+
+
+def foreign(model: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "features.module.", "model.", "net.backbone."])
+def test_foreign_prefixes_are_taken_off_and_heads_left_out(prefix: str) -> None:
+    model = build_backbone("r10_small", embedding_size=8, image_size=32)
+    other = build_backbone("r10_small", embedding_size=8, image_size=32)
+    state = {"head.kernel": torch.zeros(8, 5), **foreign(other, prefix)}
+    with pytest.warns(UserWarning, match=r"left out, as no part of the backbone: head\.kernel"):
+        load_foreign(model, state, "x.pth")
+    for name, value in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_a_checkpoint_of_lightning_and_names_of_others_are_read(tmp_path: Path) -> None:
+    other = build_backbone("r10_small", embedding_size=8, image_size=32)
+    state = {name.replace("layer", "stage."): value for name, value in other.state_dict().items()}
+    state = {name: value for name, value in state.items() if "num_batches_tracked" not in name}  # before torch 0.4.1
+    path = tmp_path / "last.ckpt"
+    torch.save({"epoch": 3, "state_dict": foreign_names(state)}, path)
+    names = tmp_path / "names.json"
+    names.write_text('{"^encoder/": "", "stage\\\\.": "layer"}')
+    model = build_backbone("r10_small", embedding_size=8, image_size=32)
+    load_foreign(model, parse_weights(str(path), path.read_bytes()), str(path), names=read_names(str(names)))
+    assert torch.equal(model.state_dict()["layer2.0.conv1.weight"], other.state_dict()["layer2.0.conv1.weight"])
+    names.write_text('{"(": ""}')
+    with pytest.raises(ModelError, match="not an object of regular expressions"):
+        read_names(str(names))
+    with pytest.raises(ModelError, match="another architecture"):
+        load_foreign(model, parse_weights(str(path), path.read_bytes()), str(path))
+
+
+def foreign_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"encoder/{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("name", ["r10_small", "mbf", "vit_t"])
+def test_weights_for_bgr_compute_the_same_from_rgb(name: str) -> None:
+    other = build_backbone(name, embedding_size=8, image_size=36).double().eval()
+    model = build_backbone(name, embedding_size=8, image_size=36).double().eval()
+    load_foreign(model, dict(other.state_dict()), "x.pth", colours="BGR")
+    images = torch.randn(2, 3, 36, 36, dtype=torch.float64)
+    torch.testing.assert_close(model(images), other(images.flip(1)))
+    assert not torch.allclose(model(images), other(images))

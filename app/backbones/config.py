@@ -34,3 +34,16 @@ class ModelConfig:
         besides=(-1,),
     )
     init: str = setting("", "URL of backbone weights (a state dict or model.pt) to start from")
+    init_names: str = setting(
+        "", "of init: URL of a JSON object, pattern: replacement, which turns the file's key names into the backbone's"
+    )
+    init_colours: str = setting(
+        "RGB", "of init: order of colours that the weights were trained on", choices=("RGB", "BGR")
+    )
+    freeze: str = setting(
+        "none",
+        "what of the backbone does not learn: all of it, its stem and first stages, or its BatchNorm",
+        choices=("none", "backbone", "stages", "batchnorm"),
+    )
+    freeze_stages: int = setting(2, "of freeze = stages: how many of the four, with the stem", minimum=0, maximum=4)
+    freeze_epochs: float = setting(0.0, "epochs for which freeze holds; 0: the whole run", minimum=0)

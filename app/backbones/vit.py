@@ -132,6 +132,13 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def stages(self) -> list[tuple[str, ...]]:
+        """Names of the stem's parts and of the four quarters of the blocks."""
+        depth = len(self.blocks)
+        cuts = [depth * quarter // 4 for quarter in range(5)]
+        blocks = [tuple(f"blocks.{i}" for i in range(cuts[q], cuts[q + 1])) for q in range(4)]
+        return [("patch_embed", "pos_embed"), *blocks]
+
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images) + self.pos_embed
         x = F.dropout(x, self.dropout, self.training)

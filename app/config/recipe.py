@@ -56,6 +56,11 @@ class TrainConfig:
         0, "processes of an elastic job at its largest; 0: as many as start it first", minimum=0
     )
     gradient_accumulation: int = setting(1, "micro-batches a process adds up in a step", minimum=1)
+    accumulate: str = setting(
+        "mean",
+        "what is made of the gradients of a process's micro-batches: sum as insightface",
+        choices=("mean", "sum"),
+    )
     precision: str = setting("fp32", "autocast of the backbone", choices=("fp32", "bf16", "fp16"))
     loss_scale: float = setting(
         0.0, "of fp16: a fixed factor, as the Ascend port's 256; 0: one that follows the gradients", minimum=0
@@ -95,7 +100,14 @@ class OutputConfig:
     url: str = setting("runs", "folder of the runs, a path or URL")
     tensorboard: bool = setting(True, "write TensorBoard's files to <run>/tensorboard")
     onnx: bool = setting(True, "write model.onnx beside model.pt, where the extra [export] is installed")
+    model_every: int = setting(1, "epochs after which model.pt is written anew; 0: at the end only", minimum=0)
+    log_style: str = setting(
+        "bar",
+        "lines of progress: a bar, or insightface's lines and TensorBoard tags, which scripts take apart",
+        choices=("bar", "insightface"),
+    )
     wandb: bool = setting(False, "log to Weights & Biases too (extra [wandb]; its environment variables apply)")
+    mlflow: bool = setting(False, "log to MLflow too, where it is installed (its environment variables apply)")
     prometheus_port: int = setting(0, "rank 0 serves /metrics there; 0: no endpoint", minimum=0, maximum=65535)
 
 

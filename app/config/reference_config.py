@@ -21,7 +21,6 @@ _FIELDS = {
     "sample_rate": "head.sample_rate",
     "interclass_filtering_threshold": "head.interclass_filtering",
     "batch_size": "train.batch_size",
-    "gradient_acc": "train.gradient_accumulation",
     "seed": "train.seed",
     "optimizer": "optim.name",
     "lr": "optim.lr",
@@ -52,6 +51,10 @@ def _lr_func(value: Any) -> dict[str, Any]:
     return _steps(value.epochs, value.gamma)
 
 
+def _accumulation(value: Any) -> dict[str, Any]:
+    return {"train.gradient_accumulation": value, "train.accumulate": "sum"} if value > 1 else {}
+
+
 _LOSSES = {"arcface": {"head.m2": 0.5, "head.m3": 0.0}, "cosface": {"head.m2": 0.0, "head.m3": 0.4}}
 # Settings that become several fields, or another kind of value.
 _TURNED: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -61,6 +64,7 @@ _TURNED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "fp16": lambda value: {"train.precision": "fp16" if value else "fp32"},
     "warmup_epoch": lambda value: {"optim.warmup_epochs": float(max(value, 0))},
     "decay_epoch": _steps,
+    "gradient_acc": _accumulation,
     "lr_func": _lr_func,
     "dali_aug": lambda value: {"data.augment": "reference" if value else "flip"},
 }
@@ -92,6 +96,12 @@ def read_reference_config(text: str, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, (value, line) in read_assignments(text, where).items():
         fields |= _fields(name, value, f"{where}, line {line}")
+    micro = fields.get("train.gradient_accumulation", 1)
+    if isinstance(micro, int) and micro > 1:
+        # There verbose and frequent count micro-batches, here steps.
+        for path, default in (("train.verify_every", 2000), ("train.log_every", 10)):
+            there = fields.get(path, default)
+            fields[path] = max(1, there // micro) if isinstance(there, int) and there > 0 else there
     return fields
 
 

@@ -137,7 +137,7 @@ class PartialFC(nn.Module):
             rows = (classes - self.start).to(self.centres.device)
         self.active = ActiveCentres(self.centres, rows)
 
-    def forward(self, embeddings: Tensor, labels: Tensor, global_batch: int) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, global_batch: float) -> Tensor:
         """This micro-batch's share of the mean loss over the global batch; the same scalar on every rank.
 
         Args:

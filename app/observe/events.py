@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -13,45 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from app import storage
-from app.errors import AppError
+from app.observe.trackers import Trackers
+from app.observe.training_log import TrainingLog
 from app.parsing import dump_json
 from app.storage import StorageError
 
 FLUSH_SECONDS = 60.0
-
-
-class EventError(AppError):
-    """A log that was asked for and cannot be written."""
+# insightface's TensorBoard tags; that of an accuracy is the set's name.
+_REFERENCE_TAGS = {"train/loss": "loss", "train/lr": "learning_rate", "train/hours_left": "time_for_end"}
 
 
 class EventLog:
     """Collects events of rank 0, uploads them on ``flush``: a file each attempt, since an object store cannot append.
 
+    ``text`` is the run's ``training.log``; ``trackers`` are told all numbers, once they are set.
+
     Args:
         run_url: the run folder.
         enabled: False on all ranks but 0.
         tensorboard: also write scalars for TensorBoard.
-        wandb: also log to Weights & Biases, as the run of this name; empty: no.
-
-    Raises:
-        EventError: Weights & Biases was asked for and is not installed.
+        reference_tags: also write TensorBoard scalars under insightface's tags.
     """
 
-    def __init__(self, run_url: str, *, enabled: bool, tensorboard: bool, wandb: str = "") -> None:
-        self.run_url, self.enabled = run_url, enabled
+    def __init__(self, run_url: str, *, enabled: bool, tensorboard: bool, reference_tags: bool = False) -> None:
+        self.run_url, self.enabled, self.reference_tags = run_url, enabled, reference_tags
+        self.text = TrainingLog(run_url, enabled=enabled)
+        self.trackers = Trackers()
         self._name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{os.urandom(2).hex()}"
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self._folder: Path | None = None
         self._writer: Any = None
-        self._wandb: Any = None
-        if enabled and wandb:
-            try:
-                self._wandb = importlib.import_module("wandb")
-            except ImportError as error:
-                raise EventError("output.wandb needs the extra [wandb]: pip install 'arcface-torchx[wandb]'") from error
-            # One name for all attempts: a resumed run goes on in the same chart.
-            self._wandb.init(name=wandb, id=wandb, resume="allow")
         if enabled and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -66,14 +57,22 @@ class EventLog:
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
-        if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+                    for tag in self._tags(f"{kind}/{name}"):
+                        self._writer.add_scalar(tag, value, step)
+        self.trackers.log(kind, step, values)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
+    def _tags(self, tag: str) -> list[str]:
+        if not self.reference_tags:
+            return [tag]
+        kind, _, rest = tag.partition("/")
+        own = _REFERENCE_TAGS.get(tag) or (rest.removesuffix("/accuracy") if kind == "verification" else "")
+        return [tag, own] if own and "/" not in own else [tag]
+
     def flush(self) -> None:
         """Upload what there is; a store that fails is warned about, training goes on."""
+        self.text.flush()
         if not self.enabled:
             return
         self._flushed = time.monotonic()
@@ -90,8 +89,7 @@ class EventLog:
     def close(self) -> None:
         """Upload the rest and remove local files."""
         self.flush()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self.trackers.finish()
         if self._writer is not None:
             self._writer.close()
         if self._folder is not None:

@@ -6,8 +6,11 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
+
+from app.observe.training_log import stamp
 
 _WIDTH, _NARROW = 24, 8  # characters of the bar
 
@@ -76,18 +79,36 @@ class Progress:
 
     On a terminal the report is one line that is written over, never wider than the terminal: the bar becomes narrow
     first, then the last of the fields, which are parted by `` | ``, go. Elsewhere a report is a line, all of it.
+
+    Args:
+        log: is given every report and message, without bar or stamp.
+        stamped: print plain lines with insightface's stamp instead, on a terminal too.
     """
 
-    def __init__(self, total_steps: int, *, enabled: bool, out: TextIO | None = None) -> None:
-        self.total_steps, self.enabled = total_steps, enabled
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        enabled: bool,
+        out: TextIO | None = None,
+        log: Callable[[str], None] | None = None,
+        stamped: bool = False,
+    ) -> None:
+        self.total_steps, self.enabled, self.stamped = total_steps, enabled, stamped
         self.out = out or sys.stdout
-        self.live = self.out.isatty() and os.environ.get("TERM") != "dumb"
+        self.live = self.out.isatty() and os.environ.get("TERM") != "dumb" and not stamped
+        self._log = log
         self._open = False  # the cursor stands behind a live line
         self._blocks = "█░" if self._can_write("█░") else "#-"
 
     def report(self, step: int, text: str) -> None:
         """Show that ``step`` steps are done."""
         if not self.enabled:
+            return
+        if self._log is not None:
+            self._log(text)
+        if self.stamped:
+            self._write(f"{stamp(text)}\n")
             return
         share = step / max(1, self.total_steps)
         percent = f"{100 * share:3.0f}%"
@@ -104,9 +125,14 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        if self.enabled:
-            self._write(f"\r\x1b[K{text}\n" if self.live else f"{text}\n")
-            self._open = False
+        if not self.enabled:
+            return
+        if self._log is not None:
+            self._log(text)
+        if self.stamped:
+            text = "\n".join(stamp(line) if line else line for line in text.split("\n"))
+        self._write(f"\r\x1b[K{text}\n" if self.live else f"{text}\n")
+        self._open = False
 
     def close(self) -> None:
         """End the live line, so that what comes next begins on a line of its own."""

@@ -23,17 +23,20 @@ class BatchStatistics:
         layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._layers = [layer for layer in layers if layer.running_mean is not None and layer.running_var is not None]
         self._flat: Tensor | None = None
+        self._places: list[slice] = []  # of the layers in the buffer
         buffers = [buffer for layer in self._layers for buffer in (layer.running_mean, layer.running_var)]
         if not buffers:
             return
         self._flat = torch.cat([buffer.detach().float().flatten() for buffer in buffers if buffer is not None])
         offset = 0
         for layer in self._layers:
+            first = offset
             for name in ("running_mean", "running_var"):
                 size = getattr(layer, name).numel()
                 # A view of the flat buffer: the layer's in-place update lands there, and one collective serves all.
                 layer.register_buffer(name, self._flat[offset : offset + size])
                 offset += size
+            self._places.append(slice(first, offset))
         self._before = self._flat.clone()
         self._total = torch.zeros_like(self._flat)
 
@@ -63,7 +66,10 @@ class BatchStatistics:
             if dist.is_initialized():
                 dist.all_reduce(self._total)
             self._flat.copy_(self._total / self.logical_workers)
-        for layer, count in zip(self._layers, self._counts, strict=True):
+        for layer, place, count in zip(self._layers, self._places, self._counts, strict=True):
+            # A frozen layer keeps every bit, which the mean of equal numbers need not.
+            if not layer.training:
+                self._flat[place] = self._before[place]
             # One step is one update, however many micro-batches this rank ran.
-            if layer.num_batches_tracked is not None:
+            elif layer.num_batches_tracked is not None:
                 layer.num_batches_tracked.fill_(count + keep)

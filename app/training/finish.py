@@ -35,6 +35,22 @@ def finish_run(loop: Loop) -> None:
         artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}
         track_run({**summary, "run_url": url}, artifacts)
         loop.progress.say(f"\n{table}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
+        if loop.recipe.output.log_style == "insightface":
+            for line in final_lines(summary):
+                loop.progress.say(line)
+        if len(loop.events.trackers):
+            for name, place in artifacts.items():
+                loop.events.trackers.add_artifact(name, storage.read_bytes(place))
+
+
+def final_lines(summary: dict[str, Any]) -> list[str]:
+    """The lines with which the Ascend port's scripts end; the accuracy is that of the first set."""
+    accuracy = next(iter(summary["accuracy_highest"].values()), None)
+    return [
+        f"Final Performance images/sec : {summary['fps']:.2f}",
+        f"Final Train Accuracy : {'-' if accuracy is None else format(accuracy, '.5f')}",
+        f"E2E Training Duration sec : {summary['seconds']:.0f}",
+    ]
 
 
 def write_onnx(loop: Loop, url: str) -> None:

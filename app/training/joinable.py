@@ -28,7 +28,10 @@ class JoinableBackbone(nn.Module):
         if images is not None:
             embeddings: Tensor = self.backbone(images)
         else:
-            embeddings = parameters[0].new_empty((0, self.embedding_size))
+            some = next(self.parameters())
+            embeddings = some.new_empty((0, self.embedding_size), dtype=torch.float32)
+        if not parameters:  # all are frozen
+            return embeddings
         joined: Tensor = _Join.apply(embeddings, *parameters)  # type: ignore[no-untyped-call]
         return joined
 

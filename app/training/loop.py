@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from app.elastic.signals import StopRequest
 from app.observe.events import EventLog
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress, Remaining, Speed, format_duration
+from app.observe.training_log import reference_line
+from app.run_folder import run_url, save_model
+from app.storage import StorageError
 from app.training.checkpoint_clock import CheckpointClock
 from app.training.profile_window import profiled_steps
 from app.training.schedule import learning_rate
@@ -54,7 +58,12 @@ class Loop:
         self.total_steps = self.steps_per_epoch * train.epochs
         self.start_at(self.step)
         self.global_batch = train.batch_size * self.trainer.plan.logical_workers
-        self.progress = Progress(self.total_steps, enabled=self.world.rank == 0)
+        self.progress = Progress(
+            self.total_steps,
+            enabled=self.world.rank == 0,
+            log=self.events.text.add,
+            stamped=self.recipe.output.log_style == "insightface",
+        )
         self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
         self._speed, self._remaining = Speed(), Remaining()
         self.started = time.monotonic()
@@ -114,12 +123,26 @@ class Loop:
                 self._commit(wait=stopping)
             if stopping or (self._clock.due(self.step) and not self.checkpoints.busy):
                 self._start_checkpoint()
+            self._keep_model()
             every = self.recipe.train.verify_every
             if every and self.step % every == 0 and self.step < self.last_step:
                 self.verify()
             if profiler is not None:
                 profiler.step()
         return Outcome.STOPPED if stopping else Outcome.FINISHED
+
+    def _keep_model(self) -> None:
+        """Write model.pt after an epoch, where the recipe says so; a store that fails is warned about."""
+        every = self.recipe.output.model_every * self.steps_per_epoch
+        if not every or self.step % every or self.step >= self.last_step or self.recipe.train.perf_steps:
+            return
+        watchdog.enter("checkpoint")
+        if self.world.rank == 0:
+            try:
+                save_model(run_url(self.recipe), self.trainer.backbone, self.recipe, self.step)
+            except StorageError as error:
+                warnings.warn(f"model.pt of step {self.step} could not be written: {error}", stacklevel=2)
+        self._speed.restart_clock()
 
     def verify(self) -> None:
         """Accuracy on every configured set; a collective."""
@@ -148,15 +171,7 @@ class Loop:
         rate = speed.images_per_second
         self._rates.append(rate)
         eta = self._remaining.after(speed.steps, speed.seconds, self.total_steps - self.step)
-        scale = f" | scale {self.trainer.loss_scale.scale:.0f}" if self.trainer.loss_scale.enabled else ""
-        if self.trainer.loss_scale.skipped:
-            scale += f", {self.trainer.loss_scale.skipped} steps skipped"
-        self.progress.report(
-            self.step,
-            # What matters least stands last: a narrow terminal cuts it off.
-            f"{rate:7.1f} img/s | loss {speed.mean_loss:8.4f} | ETA {format_duration(eta)} | step {self.step} | "
-            f"lr {lr:.5f} | epoch {epoch} | wait {speed.data_wait_share:4.0%}{scale}",
-        )
+        self.progress.report(self.step, self._describe(lr, rate, epoch, eta))
         self.events.add(
             "train",
             self.step,
@@ -164,6 +179,7 @@ class Loop:
             lr=lr,
             epoch=epoch,
             images_per_second=rate,
+            hours_left=eta / 3600,
             data_wait_share=speed.data_wait_share,
             gradient_norm=result.gradient_norm,
             loss_scale=self.trainer.loss_scale.scale,
@@ -180,6 +196,28 @@ class Loop:
         self.metrics.world_size.set(self.world.size)
         self.metrics.bad_records.set(self.loader.bad_records)
         speed.restart()
+
+    def _describe(self, lr: float, rate: float, epoch: int, eta: float) -> str:
+        """A report of progress in the style of the recipe."""
+        speed, scaling = self._speed, self.trainer.loss_scale
+        if self.recipe.output.log_style == "insightface":
+            return reference_line(
+                speed=rate,
+                loss=speed.mean_loss,
+                lr=lr,
+                epoch=epoch,
+                step=self.step,
+                seconds_left=eta,
+                scale=scaling.scale if scaling.enabled else None,
+            )
+        scale = f" | scale {scaling.scale:.0f}" if scaling.enabled else ""
+        if scaling.skipped:
+            scale += f", {scaling.skipped} steps skipped"
+        # What matters least stands last: a narrow terminal cuts it off.
+        return (
+            f"{rate:7.1f} img/s | loss {speed.mean_loss:8.4f} | ETA {format_duration(eta)} | step {self.step} | "
+            f"lr {lr:.5f} | epoch {epoch} | wait {speed.data_wait_share:4.0%}{scale}"
+        )
 
     def _commit(self, *, wait: bool = True) -> None:
         """Take the save that is on its way to its end, or only a stage on."""
@@ -198,4 +236,5 @@ class Loop:
             data_tag=self.data_tag,
             highest=dict(self.verifier.highest),
             best_mean=self.verifier.best_mean,
+            trackers=dict(self.events.trackers.run_ids),
         ).to_meta()

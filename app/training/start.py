@@ -10,11 +10,12 @@ from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.config.options import to_toml
 from app.config.recipe import Recipe
 from app.elastic.rendezvous import count_start
+from app.observe.trackers import TRACKERS, Trackers
 from app.run_folder import run_url
 from app.training.loop import Loop
-from app.training.state import RunState, compare
+from app.training.state import RunState, compare, recipe_fields
 from app.training.trainer import Trainer
-from app.weights import load_weights, parse_weights, read_centres
+from app.weights import load_foreign, parse_weights, read_centres, read_names
 from app.world import World
 
 
@@ -34,10 +35,26 @@ def previous_state(
     return before
 
 
+def open_trackers(recipe: Recipe, before: RunState | None, world: World) -> Trackers:
+    """The experiment trackers of the recipe, on rank 0: those of the last start, or new ones."""
+    known = before.trackers if before is not None else {}
+    if world.rank or recipe.train.perf_steps:
+        return Trackers(run_ids=known)
+    wanted = [name for name in TRACKERS if getattr(recipe.output, name)]
+    return Trackers(wanted, recipe.name, recipe_fields(recipe), known)
+
+
 def start_from_weights(recipe: Recipe, trainer: Trainer) -> None:
     """Take over the weights that the recipe names; a run that goes on has its own."""
-    if url := recipe.model.init:
-        load_weights(trainer.backbone, parse_weights(url, storage.read_bytes(url)), url)
+    model = recipe.model
+    if url := model.init:
+        load_foreign(
+            trainer.backbone,
+            parse_weights(url, storage.read_bytes(url)),
+            url,
+            colours=model.init_colours,
+            names=read_names(model.init_names) if model.init_names else {},
+        )
     if recipe.head.init:
         head = trainer.head
         shape = (head.config.num_classes, head.config.embedding_size)

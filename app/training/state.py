@@ -35,11 +35,18 @@ FIXED = frozenset(
 FREE_SECTIONS = frozenset({"output", "checkpoint", "verify"})
 FREE = frozenset(
     [
-        *("model.init", "model.compile", "model.channels_last", "model.gradient_checkpointing"),
+        *(
+            "model.init",
+            "model.init_names",
+            "model.init_colours",
+            "model.compile",
+            "model.channels_last",
+            "model.gradient_checkpointing",
+        ),
         *("head.init", "head.block_memory_mb", "head.block_classes"),
         *("data.url", "data.num_classes", "data.num_images", "data.empty_classes", "data.workers", "data.prefetch"),
         *("data.cache", "data.cache_gb", "data.max_bad_share", "data.resize"),
-        *("train.epochs", "train.logical_workers", "train.max_processes", "train.gradient_accumulation"),
+        *("train.epochs", "train.logical_workers", "train.max_processes"),
         *("train.log_every", "train.verify_every", "train.max_starts", "train.step_timeout"),
         *("train.perf_steps", "train.first_step", "train.last_step"),
         *("train.profiling", "train.profile_start", "train.profile_stop"),
@@ -57,7 +64,8 @@ class RunState:
     """A run at one step, as plain JSON.
 
     ``recipe`` holds every field as ``section.field``; ``num_classes`` and ``data_tag`` are those of the dataset that
-    was opened, ``highest`` the best accuracy of each set, ``best_mean`` the best mean over the sets.
+    was opened, ``highest`` the best accuracy of each set, ``best_mean`` the best mean over the sets, ``trackers`` the
+    run's ids in experiment trackers.
     """
 
     recipe: dict[str, Any]
@@ -67,6 +75,7 @@ class RunState:
     highest: dict[str, float] = field(default_factory=dict)
     best_mean: float = 0.0
     versions: dict[str, str] = field(default_factory=versions)
+    trackers: dict[str, str] = field(default_factory=dict)
 
     def to_meta(self) -> dict[str, Any]:
         """For ``Manifest.meta``."""
@@ -88,6 +97,7 @@ class RunState:
                 {str(name): float(value) for name, value in meta["highest"].items()},
                 float(meta["best_mean"]),
                 {str(name): str(value) for name, value in meta["versions"].items()},
+                {str(name): str(value) for name, value in meta.get("trackers", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, HeadError, PartialFC
 from app.seeds import torch_seed
 from app.training.batch_statistics import BatchStatistics
+from app.training.freeze import Freeze
 from app.training.gradient_compression import compressed_all_reduce
 from app.training.joinable import JoinableBackbone
 from app.training.loss_scale import LossScale
@@ -65,9 +67,12 @@ class Trainer:
         self.backbone, self.head = backbone, head
         self.device = world.device
         self.statistics = BatchStatistics(backbone, plan.logical_workers)
-        self.model = self._distribute(JoinableBackbone(backbone, recipe.model.embedding_size))
         self.parameters = [p for p in backbone.parameters() if p.requires_grad]
-        self.optimizer = self._make_optimizer()
+        self.optimizer = self._make_optimizer()  # knows those too that are frozen now: without gradient they rest
+        self.freeze = Freeze(recipe.model, backbone)
+        self.freeze.apply(0)
+        self.model = self._distribute()
+        self.summed = recipe.train.gradient_accumulation if recipe.train.accumulate == "sum" else 1
         optim = recipe.optim
         self.centre_optimizer = CentreOptimizer(
             head,
@@ -80,8 +85,14 @@ class Trainer:
         self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16", fixed=recipe.train.loss_scale)
         self.memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
 
-    def _distribute(self, model: nn.Module) -> nn.Module:
-        if self.world.size == 1:
+    def _distribute(self) -> nn.Module:
+        """The backbone as all ranks train it, and the parameters that learn; anew whenever a freeze begins or ends."""
+        if hasattr(self, "model"):  # the last reducer's hooks must be gone before the next one's gradients come
+            del self.model
+            gc.collect()
+        model: nn.Module = JoinableBackbone(self.backbone, self.recipe.model.embedding_size)
+        self.parameters = [p for p in self.backbone.parameters() if p.requires_grad]
+        if self.world.size == 1 or not self.parameters:
             return model
         model = DistributedDataParallel(
             model, bucket_cap_mb=16, gradient_as_bucket_view=True, forward_sync_buffers=False
@@ -111,7 +122,10 @@ class Trainer:
             NotFiniteError: the loss, or under fp32 and bf16 a gradient, is NaN or Inf; weights are as before the step.
             HeadError: a label outside the classes; names it and its sample.
         """
-        global_batch = self.recipe.train.batch_size * self.plan.logical_workers
+        if self.freeze.apply(number):
+            self.model = self._distribute()
+        # Insightface sums the means of micro-batches: the loss, and with it every gradient, is so many times larger.
+        weight = self.recipe.train.batch_size * self.plan.logical_workers / self.summed
         self._check_labels(batches)
         self.head.begin_step(number, self._all_labels(batches))
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,17 +143,19 @@ class Trainer:
                 watchdog.enter("forward", number)
                 embeddings, labels = self._forward(batch)
                 watchdog.enter("head")
-                micro_loss = self.head(embeddings, labels, global_batch)
+                micro_loss = self.head(embeddings, labels, weight)
                 watchdog.enter("backward")
                 (micro_loss * self.loss_scale.scale).backward()
-            loss += micro_loss.detach()
+            loss += micro_loss.detach() / self.summed
         for parameter in self.parameters:
             if parameter.grad is None:
                 # DDP makes it 0 where there are several processes: one alone must do the same.
                 parameter.grad = torch.zeros_like(parameter)
         watchdog.enter("update")
         unscale = 1.0 / self.loss_scale.scale
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
+        norm = loss.new_zeros(())
+        if self.parameters:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
         mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)
         self.statistics.end_step(keep=finite)
         if not finite and (not self.loss_scale.enabled or math.isnan(mean_loss)):
@@ -207,7 +223,7 @@ class Trainer:
     def _update(self, lr: float, unscale: float, gradient_norm: float) -> None:
         clip = self.recipe.optim.clip_norm
         factor = unscale * (min(1.0, clip / (gradient_norm + 1e-6)) if clip > 0 else 1.0)
-        if factor != 1.0:
+        if factor != 1.0 and self.parameters:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr

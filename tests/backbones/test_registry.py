@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from app.backbones import registry
-from app.backbones.registry import BackboneError, build_backbone, register
+from app.backbones.registry import BackboneError, backbone_names, build_backbone, register
+from tests.jobs import ROOT
 
 
 def test_an_option_of_another_family_is_named() -> None:
@@ -25,3 +26,8 @@ def test_a_mistake_inside_a_constructor_is_not_called_the_users(monkeypatch: pyt
         build_backbone("broken", embedding_size=8, image_size=1)
     with pytest.raises(BackboneError, match="there is a backbone 'broken' already"):
         register("broken", broken)
+
+
+def test_the_page_lists_every_backbone() -> None:
+    page = (ROOT / "docs" / "training.md").read_text().split("## Backbones")[1].split("\n## ")[0]
+    assert [name for name in backbone_names() if f"`{name}`" not in page] == []

@@ -236,3 +236,14 @@ def test_what_people_write_is_read(tmp_path: Path, text: str, field: str | None,
 def test_what_would_take_time_or_memory_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecipeError, match=r"ours\.py"):
         load_recipe(write(tmp_path, text))
+
+
+def test_counts_of_micro_batches_become_counts_of_steps(tmp_path: Path) -> None:
+    path = tmp_path / "ours.py"
+    path.write_text(HEAD + "config.gradient_acc = 4\nconfig.verbose = 3000\nconfig.frequent = 10\n")
+    train = load_recipe(str(path)).train
+    assert (train.gradient_accumulation, train.accumulate) == (4, "sum")
+    assert (train.verify_every, train.log_every) == (750, 2)
+    path.write_text(HEAD + "config.gradient_acc = 1\nconfig.verbose = 3000\n")
+    train = load_recipe(str(path)).train
+    assert (train.gradient_accumulation, train.accumulate, train.verify_every) == (1, "mean", 3000)

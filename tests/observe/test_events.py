@@ -1,16 +1,14 @@
-"""The event log: what is written is read back over S3; Weights & Biases against a stub of its API."""
+"""The event log: what is written is read back over S3."""
 
 from __future__ import annotations
 
-import sys
-import types
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app import storage
-from app.observe.events import EventError, EventLog, read_events
+from app.observe.events import EventLog, read_events
 
 
 def test_events_of_all_attempts_are_read_in_order(bucket_url: str) -> None:
@@ -48,17 +46,15 @@ def test_a_store_that_fails_does_not_stop_training(tmp_path: Any) -> None:
         log.flush()
 
 
-def test_wandb_gets_the_events_or_is_told_to_be_missing(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(EventError, match=r"needs the extra \[wandb\]"):
-        EventLog(bucket_url, enabled=True, tensorboard=False, wandb="run")
-    calls: list[Any] = []
-    stub = types.ModuleType("wandb")
-    stub.init = lambda **kwargs: calls.append(kwargs)  # type: ignore[attr-defined]
-    stub.log = lambda values, step: calls.append((values, step))  # type: ignore[attr-defined]
-    stub.finish = lambda: calls.append("finish")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-    log = EventLog(bucket_url, enabled=True, tensorboard=False, wandb="run")
-    log.add("train", 3, loss=0.5)
+def test_insightfaces_tensorboard_tags_stand_beside_ours(tmp_path: Any) -> None:
+    log = EventLog(str(tmp_path), enabled=True, tensorboard=True, reference_tags=True)
+    log.add("train", 10, loss=2.0, lr=0.1, hours_left=3.0, epoch=0)
+    log.add("verification/lfw", 10, accuracy=0.9, auc=0.8)
     log.close()
-    assert calls == [{"name": "run", "id": "run", "resume": "allow"}, ({"train/loss": 0.5}, 3), "finish"]
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = {tag: accumulator.Scalars(tag)[0].value for tag in accumulator.Tags()["scalars"]}
+    assert tags["loss"] == tags["train/loss"] == 2.0
+    assert tags["time_for_end"] == 3.0
+    assert tags["learning_rate"] == pytest.approx(0.1)
+    assert tags["lfw"] == pytest.approx(0.9)
+    assert "auc" not in tags
