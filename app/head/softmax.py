@@ -172,7 +172,8 @@ def log_sum_exp(
         _add_weighted(towards, terms, sums, operand.weight)
         total.add_(sums)
         if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
-            total.add_(struck.sum(1) * torch.exp(-shift))
+            # Where there is one, the shift is at least 0; elsewhere exp(-shift) may be inf, and 0 * inf is NaN.
+            total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
     found = total != 0  # true of NaN, which must show
     lse = torch.where(found, torch.log(total) + shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])

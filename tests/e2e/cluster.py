@@ -117,7 +117,8 @@ class Cluster:
 def workers_of(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """The training processes that an agent started."""
     children = psutil.Process(node.pid).children(recursive=True)
-    return [child for child in children if any("app.train" in word for word in child.cmdline())]
+    # The agent's command line ends with the app's options too.
+    return [child for child in children if child.cmdline()[1:4] == ["-u", "-m", "app.train"]]
 
 
 def kill_tree(pid: int) -> None:

@@ -67,7 +67,10 @@ def test_a_stop_and_a_start_on_the_same_processes_change_no_bit(data: str, undis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("--head.sample-rate", "0.4"), ("--optim.name", "adamw", "--optim.lr", "0.001")])
+@pytest.mark.parametrize(
+    "options",
+    [("--head.sample-rate", "0.4", "--optim.lr", "0.01"), ("--optim.name", "adamw", "--optim.lr", "0.001")],
+)  # rates at which training does not amplify rounding
 def test_a_run_that_changes_its_world_in_the_middle_goes_on_as_if_nothing_happened(
     data: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
@@ -87,7 +90,7 @@ def test_another_dataset_or_batch_size_is_refused_on_resume(data: str, undisturb
     assert done.returncode == 65
     assert "holds a run with model.backbone 'r10_small', this one has 'mbf'" in done.stderr
     other = str(tmp_path / "other")
-    write_faces(other)
+    write_faces(other, per_class=13)
     done = train(1, other, undisturbed, *WORKERS, check=False)
     assert done.returncode == 65
     assert "data_tag" in done.stderr
