@@ -1,22 +1,27 @@
 """What a run will need, before anybody pays for it: ``python -m app.plan --recipe R --nnodes N --hardware H``.
 
 Bytes a device and a host by part, checkpoint size, and, where ``--rate`` gives the speed, hours and bytes a second from
-the store. Ends with 65 when it cannot fit, and says what would. Nothing is allocated: the backbone is built without
-memory, and what its backward pass will hold is counted by torch as it is saved. Peaks of libraries (workspaces of
-convolutions, fragmentation) are not in it.
+the store. Ends with 65 when it cannot fit, and says what would. Nothing is allocated: the backbone is built on torch's
+meta device, and its forward and backward pass run there under a count of what would be alive. ``benchmarks/plan.py``
+compares the result with what runs on the CPU take. Not in it: what a device's driver and libraries keep for themselves.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import tomllib
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from app.backbones.config import ModelConfig
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
 from app.errors import AppError, run_main
@@ -26,6 +31,12 @@ from app.run_folder import build_model
 _PROFILES = Path(__file__).resolve().parent.parent / "components" / "hardware_profiles"
 _MIB = 1 << 20
 _FACE_BYTES = 8 << 10  # a 112 x 112 JPEG of the public datasets, with its header
+_SET_BYTES = 12_000 * _FACE_BYTES  # a verification set of 6,000 pairs, kept encoded
+_PROCESS_BYTES = 256 * _MIB  # the interpreter with torch and all that app.train imports
+_BLOCK_BYTES = {"cpu": 8 * _MIB, "device": 256 * _MIB}  # app.device.Device.block_bytes
+# What the C library's allocator holds beyond what is alive, as a share of the backbone's pass: measured on the CPU by
+# benchmarks/plan.py (0.19 to 0.42 of it in five runs). Accelerators: not measured, not counted.
+_RESERVE = 0.25
 _HALVES = 8
 
 
@@ -37,8 +48,8 @@ class ResourceError(AppError):
 class Needs:
     """Bytes of one process, by part.
 
-    ``kept``: always there. ``backward``: beside them at the end of the forward pass. ``update``: beside them while the
-    optimizers run, when activations are gone. ``host``: of the process itself and of its data.
+    ``kept``: always there. ``backward``: beside them when most of the forward and backward pass is alive. ``update``:
+    beside them while the optimizers run, when activations are gone. ``host``: of the process itself and of its data.
     """
 
     kept: dict[str, int]
@@ -52,8 +63,12 @@ class Needs:
         return sum(self.kept.values()) + max(sum(self.backward.values()), sum(self.update.values()))
 
 
-def predict(recipe: Recipe, processes: int) -> Needs:
-    """Needs of the first of ``processes`` processes, which holds the most classes.
+def predict(recipe: Recipe, processes: int, most: int = 0, *, on_device: bool = False) -> Needs:
+    """Needs of the first of ``processes`` processes, which holds the most classes and the most logical workers.
+
+    Args:
+        most: processes of the largest world that the run may have; it sets the number of logical workers.
+        on_device: whether an accelerator trains.
 
     Raises:
         ResourceError: the recipe does not say how many classes there are.
@@ -65,85 +80,151 @@ def predict(recipe: Recipe, processes: int) -> Needs:
     width, head = recipe.model.embedding_size, recipe.head
     rows = stop - start
     sampled = rows if head.sample_rate >= 1 else int(rows * head.sample_rate)
-    centre_bytes = 2 if head.centre_dtype == "bfloat16" else 4
-    moments = 1 if recipe.optim.name == "sgd" else 2
-    parameters = count_parameters(recipe)
+    model = 4 * count_parameters(recipe)
+    rounds = workers_of_first(recipe, processes, most)
     gathered = recipe.train.batch_size * processes
+    block = head.block_memory_mb << 20 or _BLOCK_BYTES["device" if on_device else "cpu"]
+    forward, both = pass_bytes(recipe)
     kept = {
-        "backbone": 4 * parameters,
-        "optimizer": 4 * parameters * moments,
-        "gradients": 4 * parameters,
-        "centres": rows * width * centre_bytes,
-        "momentum": 4 * rows * width * moments,
-        "centre gradient": sampled * width * centre_bytes,
-        "sampled centres": sampled * width * centre_bytes if head.sample_rate < 1 else 0,
+        "backbone": model,
+        "optimizer": model * moments(recipe),
+        "centres": rows * width * _bytes_of(head.centre_dtype),
+        "momentum": rows * width * _state_bytes(recipe),
     }
-    block_rows = min(sampled, max(1024, (head.block_memory_mb << 20) // (12 * gathered)))
-    # Logits, gradient and exponentials of a block, its normalised centres and their gradient.
-    block = block_rows * (12 * gathered + 12 * width)
-    backward = {"activations": activation_bytes(recipe), "block of logits": block}
-    # Scaled gradient, gradient with decay, step and result; of sampled rows the state is copied too.
-    copies = 4 if head.sample_rate >= 1 else 5 + moments
-    update = {"centre update": 4 * sampled * width * copies}
-    return Needs(kept, backward, update, host_bytes(recipe))
+    # Indices of the classes that a step samples, and their centres' lengths.
+    chosen = sampled * (4 + (8 if sampled < rows else 0))
+    # Embeddings of all processes: as they are, of length 1, their gradients twice; float32.
+    samples = 4 * 4 * gathered * width
+    backward = {"block of logits": 2 * block, "embeddings": samples + chosen}
+    if processes > 1 or rounds > 1:
+        kept["gradients"] = model  # they wait for the others, or for the next micro-batch
+        backward["activations"] = max(forward, both - model)
+    else:
+        backward["activations and gradients"] = both
+    update = {"block of centres": 2 * block, "embeddings": 4 * gathered * width * rounds * 2 + chosen}
+    if "gradients" not in kept:
+        update["gradients"] = model
+    if on_device:
+        update["optimizer's arrays"] = model  # its multi-tensor form makes one more of every gradient
+    host = host_bytes(recipe, processes, rounds)
+    if not on_device:
+        host["allocator's reserve"] = int(_RESERVE * both)
+    return Needs(kept, backward, update, host)
+
+
+def workers_of_first(recipe: Recipe, processes: int, most: int = 0) -> int:
+    """Logical workers that the busiest of ``processes`` processes runs, one after the other."""
+    train = recipe.train
+    logical = train.logical_workers or max(train.max_processes, most, processes) * train.gradient_accumulation
+    return max(1, -(-logical // processes))
+
+
+def moments(recipe: Recipe) -> int:
+    """Arrays that the optimizer keeps beside each weight."""
+    return 1 if recipe.optim.name == "sgd" else 2
+
+
+def _bytes_of(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4
+
+
+def _state_bytes(recipe: Recipe) -> int:
+    """Of the optimizer's state, a number of a centre; AdamW's second moment is float32 always."""
+    return _bytes_of(recipe.head.momentum_dtype) + 4 * (moments(recipe) - 1)
 
 
 def count_parameters(recipe: Recipe) -> int:
     """Of the backbone."""
+    return _count_parameters(recipe.model, recipe.data.image_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _count_parameters(model: ModelConfig, size: int) -> int:
     with torch.device("meta"):
-        model = build_model(recipe.model, recipe.data.image_size)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return sum(parameter.numel() for parameter in build_model(model, size).parameters())
 
 
-def activation_bytes(recipe: Recipe) -> int:
-    """What the forward pass of one micro-batch saves for the backward pass, without the parameters.
+def pass_bytes(recipe: Recipe) -> tuple[int, int]:
+    """What is alive when the forward pass of a micro-batch ends, and the most until its backward pass ends.
 
-    Under 16-bit precision saved tensors have half the bytes; the few that stay float32 are taken as halved too.
+    Without the parameters, with the images as float32 and, in the second number, the gradients that are there by then.
+    Under 16-bit precision activations have half the bytes, and the weights are there in it too.
     """
-    size = recipe.data.image_size
-    saved: dict[int, int] = {}
+    forward, both = _pass_bytes(recipe.model, recipe.data.image_size, recipe.train.batch_size)
+    if recipe.train.precision == "fp32":
+        return forward, both
+    halves = 2 * count_parameters(recipe)
+    return forward // 2 + halves, both // 2 + halves
+
+
+@functools.lru_cache(maxsize=64)
+def _pass_bytes(model: ModelConfig, size: int, batch: int) -> tuple[int, int]:
     with torch.device("meta"):
-        model = build_model(recipe.model, size).train()
-        images = torch.zeros(recipe.train.batch_size, 3, size, size)
-        parameters = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
-        keep = []  # a storage that went would lend its identity to another
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            keep.append(storage)
-            if storage._cdata not in parameters:
-                saved[storage._cdata] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            output = model(images)
-    del output
-    total = sum(saved.values())
-    return total if recipe.train.precision == "fp32" else total // 2
+        backbone = build_model(dataclasses.replace(model, compile=False), size).train()
+        images = torch.zeros(batch, 3, size, size)
+        with _LiveBytes() as live:
+            live.note(images)
+            embeddings = backbone(images)
+            forward = live.now
+            embeddings.float().sum().backward()
+    return forward, live.peak
 
 
-def host_bytes(recipe: Recipe) -> dict[str, int]:
-    """The interpreter with its libraries, as measured in this process, and the micro-batches decoded ahead."""
-    image = 3 * recipe.data.image_size**2
-    ahead = max(1, recipe.data.prefetch) + 2
-    window = recipe.data.window * _FACE_BYTES * 2 if recipe.data.url != "synthetic" else 0
-    return {"process": resident_bytes(), "batches ahead": ahead * recipe.train.batch_size * image, "window": window}
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make and that are not yet freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def note(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage until it is freed."""
+        storage = tensor.untyped_storage()
+        if (key := storage._cdata) in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self.now += self._known[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.note(value)
+        return result
 
 
-def resident_bytes() -> int:
-    """Of this process; a quarter of a GiB where the system does not tell."""
-    with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) << 10
-    return 256 * _MIB
+def host_bytes(recipe: Recipe, processes: int, rounds: int) -> dict[str, int]:
+    """Of one process beside what it computes with: libraries, data on its way, the copy that a checkpoint makes."""
+    data = recipe.data
+    image = 3 * data.image_size**2
+    ahead = max(1, data.prefetch, rounds) + data.workers
+    parts = {"process": _PROCESS_BYTES, "batches ahead": ahead * recipe.train.batch_size * image}
+    if data.url != "synthetic":
+        window = data.window / (rounds * processes) * _FACE_BYTES if data.window else data.window_mb * _MIB
+        stretch = data.num_images * _FACE_BYTES / (rounds * processes) if data.num_images else window
+        parts["window"] = int(1.5 * min(window, stretch) * rounds)
+        parts["verification sets"] = len(recipe.verify.sets) * _SET_BYTES
+    if not recipe.train.perf_steps:
+        parts["checkpoint's copy"] = checkpoint_bytes(recipe, class_range(data.num_classes, processes, 0))
+    return parts
 
 
-def checkpoint_bytes(recipe: Recipe) -> int:
-    """Weights, centres and the optimizers' state of the whole run."""
-    moments = 1 if recipe.optim.name == "sgd" else 2
-    centre_bytes = 2 if recipe.head.centre_dtype == "bfloat16" else 4
-    centres = recipe.data.num_classes * recipe.model.embedding_size * (centre_bytes + 4 * moments)
-    return 4 * count_parameters(recipe) * (1 + moments) + centres
+def checkpoint_bytes(recipe: Recipe, rows: tuple[int, int] | None = None) -> int:
+    """Weights, centres and the optimizers' state of the whole run, or of the process that has the classes ``rows``."""
+    start, stop = rows or (0, recipe.data.num_classes)
+    of_a_number = _bytes_of(recipe.head.centre_dtype) + _state_bytes(recipe)
+    return (
+        4 * count_parameters(recipe) * (1 + moments(recipe))
+        + (stop - start) * recipe.model.embedding_size * of_a_number
+    )
 
 
 @dataclass(frozen=True)
@@ -169,33 +250,73 @@ def load_node(name: str) -> Node:
     return Node(fields["devices"], fields.get("device_memory_mb", 0), fields["memory_mb"])
 
 
-def problems(recipe: Recipe, processes: int, each: int, node: Node) -> list[str]:
-    """What does not fit, in words; empty when all does."""
-    needs = predict(recipe, processes)
-    host = sum(needs.host.values()) * each + (0 if node.device_mb else needs.peak * each)
+@dataclass(frozen=True)
+class Layout:
+    """Where the processes are: ``processes`` in all, ``each`` a node; ``most`` in the largest world of the run."""
+
+    processes: int
+    each: int
+    most: int
+
+    def times(self, factor: int) -> Layout:
+        """As many times the nodes."""
+        return Layout(self.processes * factor, self.each, max(self.most, self.processes * factor))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """MiB that a device and a host need, and what of it does not fit, in words."""
+
+    device_mb: int
+    host_mb: int
+    problems: tuple[str, ...]
+
+
+def compare(recipe: Recipe, layout: Layout, node: Node) -> Demand:
+    """What a node of the layout needs, against what it has."""
+    needs = predict(recipe, layout.processes, layout.most, on_device=node.device_mb > 0)
+    host = sum(needs.host.values()) * layout.each + (0 if node.device_mb else needs.peak * layout.each)
     found = []
     if node.device_mb and needs.peak > node.device_mb * _MIB:
         found.append(f"a device has {node.device_mb} MiB and {needs.peak // _MIB} MiB are needed")
     if host > node.host_mb * _MIB:
         found.append(f"a host has {node.host_mb} MiB and {host // _MIB} MiB are needed")
-    return found
+    return Demand(needs.peak // _MIB, host // _MIB, tuple(found))
 
 
-def remedy(recipe: Recipe, processes: int, each: int, node: Node) -> str:
-    """The first change that would fit, of those that are tried; they say what else changes."""
-    batch = recipe.train.batch_size
-    for halvings in range(1, _HALVES):
-        size = batch >> halvings
-        if size < 1:
-            break
-        smaller = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, batch_size=size))
-        if not problems(smaller, processes, each, node):
-            keep = f" --train.gradient-accumulation {recipe.train.gradient_accumulation << halvings}"
-            return f"--train.batch-size {size}{keep} would fit, with the same global batch"
+def remedy(recipe: Recipe, layout: Layout, node: Node) -> str:
+    """The first change that would fit, of those that are tried; the least harmful first."""
+    for words, other in _smaller(recipe):
+        if not compare(other, layout, node).problems:
+            return f"{words} would fit"
     for factor in (2, 4, 8, 16):
-        if not problems(recipe, processes * factor, each, node):
+        if not compare(recipe, layout.times(factor), node).problems:
             return f"{factor} times the nodes would fit"
+    for words, other in _smaller(recipe):
+        for factor in (2, 4, 8, 16):
+            if not compare(other, layout.times(factor), node).problems:
+                return f"{factor} times the nodes with {words} would fit"
     return "smaller batches and more nodes alone would not do: take a smaller backbone or other hardware"
+
+
+def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """The same run with less memory, and the options that make it so."""
+    data, model, train, head = recipe.data, recipe.model, recipe.train, recipe.head
+    if data.url != "synthetic" and data.window_mb > 64 and not data.window:
+        yield "--data.window-mb 64", dataclasses.replace(recipe, data=dataclasses.replace(data, window_mb=64.0))
+    if not model.gradient_checkpointing:
+        changed = dataclasses.replace(model, gradient_checkpointing=True)
+        yield "--model.gradient-checkpointing true", dataclasses.replace(recipe, model=changed)
+    for halvings in range(1, _HALVES):
+        if (size := train.batch_size >> halvings) < 2:
+            break
+        times = train.gradient_accumulation << halvings
+        changed_train = dataclasses.replace(train, batch_size=size, gradient_accumulation=times)
+        words = f"--train.batch-size {size} --train.gradient-accumulation {times} (the same global batch)"
+        yield words, dataclasses.replace(recipe, train=changed_train)
+    changed_head = dataclasses.replace(head, centre_dtype="bfloat16", momentum_dtype="bfloat16")
+    words = "--head.centre-dtype bfloat16 --head.momentum-dtype bfloat16"
+    yield words, dataclasses.replace(recipe, head=changed_head)
 
 
 def main(arguments: list[str]) -> int:
@@ -207,41 +328,62 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nproc-per-node", type=int, default=0, help="0: as many as the profile has devices")
     parser.add_argument("--hardware", default="ascend-910b")
     parser.add_argument("--device-mb", type=int, help="memory of a device in MiB; default: the profile's")
-    parser.add_argument("--host-mb", type=int, help="memory of a host in MiB; default: the profile's")
+    parser.add_argument("--host-mb", type=int, help="memory of a host in MiB; default: the profile's share")
     parser.add_argument("--rate", type=float, default=0.0, help="img/s of the whole job, where it is known")
     options, rest = parser.parse_known_args(arguments)
     recipe = parse_arguments(rest)
-    least = options.nnodes.partition(":")[0]
-    if not least.isdigit() or int(least) < 1:
-        raise ResourceError(f"--nnodes must be N or MIN:MAX, as in 4 or 2:4; got {options.nnodes!r}")
+    least, most = parse_nodes(options.nnodes)
     node = load_node(options.hardware)
+    each = options.nproc_per_node or node.devices
+    if each < 1:
+        raise ResourceError(f"--nproc-per-node {each}: at least 1, or 0 for as many as there are devices")
+    if each < node.devices:
+        node = dataclasses.replace(node, host_mb=node.host_mb * each // node.devices)
     given = {"device_mb": options.device_mb, "host_mb": options.host_mb}
     node = dataclasses.replace(node, **{key: value for key, value in given.items() if value is not None})
-    each = options.nproc_per_node or node.devices
-    processes = int(least) * each
-    print(report(recipe, processes, options.rate), flush=True)
-    if found := problems(recipe, processes, each, node):
-        raise ResourceError(f"{'; '.join(found)}: {remedy(recipe, processes, each, node)}")
+    layout = Layout(least * each, each, most * each)
+    print(report(recipe, layout, node, options.rate), flush=True)
+    demand = compare(recipe, layout, node)
+    if demand.problems:
+        raise ResourceError(f"{'; '.join(demand.problems)}: {remedy(recipe, layout, node)}")
+    device = f"a device needs {demand.device_mb} of {node.device_mb} MiB, " if node.device_mb else ""
+    print(f"fits: {device}a host needs {demand.host_mb} of {node.host_mb} MiB", flush=True)
     return 0
 
 
-def report(recipe: Recipe, processes: int, rate: float) -> str:
+def parse_nodes(text: str) -> tuple[int, int]:
+    """``"4"`` -> (4, 4), ``"2:4"`` -> (2, 4).
+
+    Raises:
+        ResourceError: it is neither.
+    """
+    least, colon, most = text.partition(":")
+    numbers = [least, most] if colon else [least, least]
+    if not all(number.isascii() and number.isdigit() for number in numbers) or not 1 <= int(least) <= int(numbers[1]):
+        raise ResourceError(f"--nnodes must be N or MIN:MAX, as in 4 or 2:4; got {text!r}")
+    return int(least), int(numbers[1])
+
+
+def report(recipe: Recipe, layout: Layout, node: Node, rate: float) -> str:
     """The parts of one process in MiB, and the figures of the run."""
-    needs = predict(recipe, processes)
-    lines = [f"{recipe.name} on {processes} processes, MiB a process:"]
+    needs = predict(recipe, layout.processes, layout.most, on_device=node.device_mb > 0)
+    lines = [f"{recipe.name} on {layout.processes} processes, MiB a process:"]
     for title, parts in (
         ("kept", needs.kept),
         ("backward", needs.backward),
         ("update", needs.update),
         ("host", needs.host),
     ):
-        lines += [f"  {title:<9} {name:<16} {size / _MIB:>10.1f}" for name, size in parts.items() if size]
-    lines.append(f"  {'peak':<9} {'of a device':<16} {needs.peak / _MIB:>10.1f}")
+        lines += [f"  {title:<9} {name:<25} {size / _MIB:>10.1f}" for name, size in parts.items() if size]
+    where = "of a device" if node.device_mb else "without host"
+    lines.append(f"  {'peak':<9} {where:<25} {needs.peak / _MIB:>10.1f}")
     lines.append(f"checkpoint: {checkpoint_bytes(recipe) / _MIB:.1f} MiB")
     if rate and recipe.data.num_images:
         hours = recipe.data.num_images * recipe.train.epochs / rate / 3600
         lines.append(f"{hours:.1f} hours at {rate:.0f} img/s, {rate * _FACE_BYTES / 1e6:.1f} MB/s from the store")
-    elif not rate:
+    elif rate:
+        lines.append(f"{rate * _FACE_BYTES / 1e6:.1f} MB/s from the store; hours: set --data.num-images")
+    else:
         lines.append("hours: not known; measure img/s with --train.perf-steps 100 and give --rate")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ from typing import Any
 from components.arguments import ComponentError
 
 _ROOT = Path(__file__).resolve().parent.parent
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 300
 _LARGEST_RECIPE = 64 << 10  # bytes; it travels inside the job, whose manifest may have about a megabyte
 _PARSE = "import sys; from app.{module} import parse; parse(sys.argv[1:])"
 
@@ -33,6 +33,16 @@ def settings(arguments: list[str]) -> dict[str, Any]:
         AppMissing: it cannot be asked.
     """
     return tomllib.loads(_ask(("-m", "app.config", *arguments)))
+
+
+def plan(arguments: list[str]) -> str:
+    """What ``app.plan`` says of a run that fits.
+
+    Raises:
+        ComponentError: it does not fit; names what would.
+        AppMissing: it cannot be asked.
+    """
+    return _ask(("-m", "app.plan", *arguments)).strip().splitlines()[-1].removeprefix("fits: ")
 
 
 def check_options(module: str, arguments: list[str]) -> None:

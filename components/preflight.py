@@ -19,9 +19,11 @@ from torchx.specs import AppDef, CfgVal
 from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
-from components.app_options import AppMissing, settings
+from components.app_options import AppMissing, plan, settings
 from components.arguments import is_path
+from components.hardware import load_profile
 from components.image_registry import RegistryUnknown, require_image
+from components.jobs import TrainJob
 from components.store import Skipped, open_store
 
 FILE = "components.py"
@@ -52,6 +54,38 @@ def check_options(recipe: dict[str, Any]) -> str:
     """The app takes the options; it was asked when the recipe was resolved."""
     train = recipe["train"]
     return f"{recipe['model']['backbone']}, {train['epochs']} epochs, {train['precision']}"
+
+
+def check_memory(app: AppDef, recipe: dict[str, Any], hardware: str, scheduler: str) -> str:
+    """The run fits into devices and hosts, as far as can be told beforehand (``app.plan``).
+
+    Raises:
+        ComponentError: it does not; says what would.
+        Skipped: nobody knows how many classes there are, or what this machine can spare.
+    """
+    if scheduler.startswith("local"):
+        raise Skipped(f"{scheduler} gives a job what this machine can spare; ask python -m app.plan --hardware cpu")
+    if not recipe["data"]["num_classes"]:
+        raise Skipped(
+            "the recipe leaves the number of classes to the dataset; give --data.num-classes to have it asked"
+        )
+    trainer = app.roles[-1]
+    words = trainer.args[: trainer.args.index("--")]
+    layout = [word for name in ("--nnodes", "--nproc-per-node") for word in (name, words[words.index(name) + 1])]
+    node = ["--hardware", hardware, "--host-mb", str(trainer.resource.memMB)]
+    try:
+        return plan([*layout, *node, *trainer.args[len(words) + 1 :]])
+    except AppMissing as reason:
+        raise Skipped(f"the app cannot be asked from here: {reason}") from reason
+
+
+def hardware_of(arguments: list[str]) -> str:
+    """The name of the hardware profile that the job asks for."""
+    given = [word for word in arguments[: arguments.index("--")] if word] if "--" in arguments else arguments
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    defaults = load_sections(prefix="component").get(f"{FILE}:arcface_dist", {})
+    parser.add_argument("--hardware", default=defaults.get("hardware", TrainJob.hardware))
+    return str(load_profile(parser.parse_known_args(given)[0].hardware).name)
 
 
 def check_image(app: AppDef, scheduler: str) -> str:
@@ -146,6 +180,7 @@ def main(arguments: list[str]) -> int:
     recipe = functools.cache(lambda: resolve(app))
     questions: dict[str, Callable[[], str]] = {
         "options": lambda: check_options(recipe()),
+        "memory": lambda: check_memory(app, recipe(), hardware_of(arguments[cut + 1 :]), options.scheduler),
         "image": lambda: check_image(app, options.scheduler),
         "dataset": lambda: check_dataset(recipe()),
         "output": lambda: check_output(recipe()),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from app.config.options import parse_arguments
-from app.plan import Node, ResourceError, activation_bytes, main, predict, problems
+from app.plan import Layout, Node, ResourceError, compare, main, parse_nodes, pass_bytes, predict
 from app.run_folder import build_model
 
 SMALL = ["--recipe", "orl", "--data.num-classes", "1000", "--data.url", "synthetic"]
+ALONE = Layout(1, 1, 1)
 
 
 def test_what_follows_from_shapes_is_exact() -> None:
@@ -18,24 +20,72 @@ def test_what_follows_from_shapes_is_exact() -> None:
     parameters = sum(p.numel() for p in build_model(recipe.model, recipe.data.image_size).parameters())
     assert needs.kept["backbone"] == needs.kept["gradients"] == 4 * parameters
     assert needs.kept["centres"] == needs.kept["momentum"] == 4 * 250 * width
+    assert needs.host["checkpoint's copy"] == 2 * 4 * (parameters + 250 * width)
     assert predict(recipe, 8).kept["centres"] == 4 * 125 * width
+    halved = parse_arguments([*SMALL, "--head.centre-dtype", "bfloat16", "--head.momentum-dtype", "bfloat16"])
+    assert predict(halved, 4).kept["centres"] == predict(halved, 4).kept["momentum"] == 2 * 250 * width
 
 
-def test_activations_grow_with_the_batch_and_halve_with_the_precision() -> None:
-    sizes = [activation_bytes(parse_arguments([*SMALL, "--train.batch-size", str(size)])) for size in (8, 16)]
+def test_the_pass_holds_what_autograd_really_saves() -> None:
+    recipe = parse_arguments([*SMALL, "--train.batch-size", "4"])
+    saved: dict[int, torch.Tensor] = {}
+    model = build_model(recipe.model, recipe.data.image_size).train()
+    own = {tensor.data_ptr() for tensor in model.parameters()}
+    images = torch.zeros(4, 3, recipe.data.image_size, recipe.data.image_size)
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(images)
+    really = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    forward, both = pass_bytes(recipe)
+    assert forward == pytest.approx(really, rel=0.15)
+    assert forward <= both < 2 * forward
+
+
+def test_activations_grow_with_the_batch_halve_with_the_precision_and_shrink_when_recomputed() -> None:
+    sizes = [pass_bytes(parse_arguments([*SMALL, "--train.batch-size", str(size)]))[0] for size in (8, 16)]
     assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.05)
-    half = parse_arguments([*SMALL, "--train.batch-size", "16", "--train.precision", "bf16"])
-    assert activation_bytes(half) == sizes[1] // 2
+    recipe = parse_arguments([*SMALL, "--train.batch-size", "16", "--train.precision", "bf16"])
+    parameters = sum(p.numel() for p in build_model(recipe.model, recipe.data.image_size).parameters())
+    assert pass_bytes(recipe)[0] == sizes[1] // 2 + 2 * parameters
+    again = parse_arguments([*SMALL, "--train.batch-size", "16", "--model.gradient-checkpointing", "true"])
+    assert pass_bytes(again)[1] < sizes[1]
+
+
+def test_fewer_nodes_than_the_most_run_more_logical_workers_each() -> None:
+    recipe = parse_arguments(["--recipe", "ms1mv3_r50", "--data.url", "s3://faces/x"])
+    few, all_of_them = (predict(recipe, processes, most=8).host["window"] for processes in (2, 8))
+    assert few == 4 * all_of_them
 
 
 def test_what_cannot_fit_is_refused_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = parse_arguments([*SMALL, "--train.batch-size", "64"])
-    needed = (predict(recipe, 1).peak + sum(predict(recipe, 1).host.values())) >> 20
+    needed = compare(recipe, ALONE, Node(1, 0, 1 << 20)).host_mb
     few = ["--hardware", "cpu", "--host-mb", str(needed - 20), "--train.batch-size", "64"]
-    with pytest.raises(ResourceError, match=r"would fit, with the same global batch"):
+    with pytest.raises(ResourceError, match=r"--model.gradient-checkpointing true would fit"):
         main([*SMALL, *few])
     assert "activations" in capsys.readouterr().out
-    assert problems(recipe, 1, 1, Node(1, 0, needed + 200)) == []
+    with pytest.raises(ResourceError, match=r"MiB are needed: .*(\(the same global batch\)|bfloat16) would fit"):
+        main([*SMALL, *few, "--model.gradient-checkpointing", "true", "--host-mb", str(needed * 5 // 6)])
+    with pytest.raises(ResourceError, match="take a smaller backbone or other hardware"):
+        main([*SMALL, *few, "--host-mb", "100"])
+    assert main([*SMALL, *few, "--host-mb", str(needed + 20)]) == 0
+    assert f"fits: a host needs {needed} of {needed + 20} MiB" in capsys.readouterr().out
+
+
+def test_speed_gives_hours_and_what_the_store_must_deliver(capsys: pytest.CaptureFixture[str]) -> None:
+    rest = ["--data.num-images", "36000", "--train.epochs", "10", "--rate", "100", "--hardware", "cpu"]
+    assert main([*SMALL, *rest]) == 0
+    assert "1.0 hours at 100 img/s, 0.8 MB/s from the store" in capsys.readouterr().out
+
+
+def test_nodes() -> None:
+    assert parse_nodes("4") == (4, 4)
+    assert parse_nodes("2:4") == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +93,8 @@ def test_what_cannot_fit_is_refused_with_what_would(capsys: pytest.CaptureFixtur
     [
         (["--recipe", "orl", "--data.num-classes", "0"], "set --data.num-classes"),
         ([*SMALL, "--hardware", "abacus"], "unknown hardware 'abacus'"),
-        ([*SMALL, "--nnodes", "many"], "--nnodes must be N or MIN:MAX"),
+        ([*SMALL, "--nproc-per-node", "-1"], "at least 1"),
+        *(([*SMALL, "--nnodes", nodes], "--nnodes must be N or MIN:MAX") for nodes in ("many", "4:2", "0", "2:", "²")),
     ],
 )
 def test_unknown_sizes_are_asked_for(arguments: list[str], message: str) -> None:

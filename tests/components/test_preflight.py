@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,14 @@ def test_local_schedulers_are_not_asked_for_images(data: str, capsys: pytest.Cap
     where = ["--recipe", "orl", "--hardware", "cpu", "--data", data, "--output", "s3://test/runs"]
     assert main(["-s", "local_cwd", "--", "--image", "127.0.0.1:9/arcface:1", *where]) == 0
     assert "skipped image: local_cwd asks no registry" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("server")
+def test_what_cannot_fit_is_refused_with_what_would(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    app = ["--", "--data.num-classes", "5000"]
+    assert ask(data, *app) == 0
+    assert "ok      memory: a host needs" in capsys.readouterr().out
+    assert ask(data, "--memMB", "400", *app) == 1
+    assert re.search("failed  memory: a host has 400 MiB and [0-9]+ MiB are needed: ", capsys.readouterr().out)
+    assert ask(data) == 0
+    assert "skipped memory: the recipe leaves the number of classes to the dataset" in capsys.readouterr().out
