@@ -85,13 +85,13 @@ def run(arguments: list[str]) -> dict[str, int]:
     from app.elastic import watchdog
 
     peaks: dict[str, int] = {}
-    section = "start"
+    current = "start"
 
-    def enter(name: str, _: int | None = None) -> None:
-        nonlocal section
-        peaks[section] = max(peaks.get(section, 0), read_peak())
+    def enter(section: str, step: int | None = None) -> None:  # noqa: ARG001
+        nonlocal current
+        peaks[current] = max(peaks.get(current, 0), read_peak())
         forget_peak()
-        section = name
+        current = section
 
     forget_peak()
     enter("before training")

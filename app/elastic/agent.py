@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handl
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from app.elastic.signed_store import connect
+from app.observe.last_words import speak_for
 
 BACKEND = "arcface"
 EXIT_LOST = 69  # EX_UNAVAILABLE: the rendezvous process is gone
@@ -82,6 +83,8 @@ def main(arguments: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as error:
+        for rank, failure in error.failures.items():
+            speak_for(rank, failure.exitcode)
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 1
     except _LOST as error:

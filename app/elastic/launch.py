@@ -68,6 +68,7 @@ class Launcher:
         with tempfile.TemporaryDirectory(prefix="arcface-") as folder:
             done, failed = Path(folder) / "done", Path(folder) / "failed"
             os.environ["ARCFACE_DONE_FILE"] = str(done)
+            os.environ["ARCFACE_WORDS_FOLDER"] = folder
             while True:
                 self._wait_for_rendezvous()
                 if self.stop_signal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from app import storage
 from app.errors import AppError
-from app.observe.last_words import KEPT_LINES, keep_last_words
+from app.observe.last_words import KEPT_LINES, keep_last_words, speak_for
 from app.storage import StorageError
+from tests.jobs import environment
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +64,45 @@ def test_nothing_is_written_after_a_good_end_outside_a_job_or_to_a_store_that_fa
     with pytest.raises(AppError):
         fail(str(tmp_path), AppError("x"))
     assert not storage.exists(storage.join(str(tmp_path), "failures", "rank-3.txt"))
+
+
+KILLED = """
+import os, signal, sys
+from app.observe.last_words import keep_last_words
+with keep_last_words(sys.argv[1]):
+    for number in range(9000):
+        print("line", number)
+    print("no end", end="", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_agent_speaks_for_a_rank_that_was_killed(tmp_path: Path) -> None:
+    script, rings, runs = tmp_path / "killed.py", tmp_path / "rings", tmp_path / "runs"
+    script.write_text(KILLED)
+    rings.mkdir()
+    variables = {"ARCFACE_RDZV_ENDPOINT": "localhost:1", "ARCFACE_WORDS_FOLDER": str(rings)}
+    done = subprocess.run(
+        [sys.executable, "-m", "app.elastic.agent", "--standalone", "--nproc-per-node", "1", str(script), str(runs)],
+        env={**environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    first, where, empty, *lines = (runs / "failures" / "rank-0.txt").read_text().splitlines()
+    assert first == "error: killed by SIGKILL: was there memory enough? python -m app.plan tells"
+    assert ", rank 0 on " in where
+    assert empty == ""
+    assert lines == [*(f"line {number}" for number in range(9000 - KEPT_LINES + 1, 9000)), "no end"]
+
+
+def test_nobody_speaks_for_a_rank_that_has_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCFACE_WORDS_FOLDER", str(tmp_path))
+    with pytest.raises(AppError):
+        fail(str(tmp_path / "run"), AppError("bad input"))
+    words = (tmp_path / "run" / "failures" / "rank-3.txt").read_text()
+    speak_for(3, 65)
+    assert (tmp_path / "run" / "failures" / "rank-3.txt").read_text() == words
+    assert words.startswith("error: bad input\n")
