@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-quick fuzz lint golden reference k8s image audit sbom lock clean
+.PHONY: help install demo test test-quick fuzz soak lint golden reference k8s image audit sbom lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ test-quick: install ## the tests that take seconds
 
 fuzz: install ## mutated inputs of every format, COUNT=20000 each
 	$(BIN)/python -m tests.fuzz --count $(or $(COUNT),20000) --seed $(or $(SEED),1)
+
+soak: install ## a job of four nodes under random faults for MINUTES=10, SEED=1, against the undisturbed run
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) --seed $(or $(SEED),1)
 
 lint: install ## style, types and the import contract
 	$(BIN)/ruff check .

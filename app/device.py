@@ -50,6 +50,20 @@ class Device:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+    def make_reproducible(self) -> None:
+        """From here on, the same operation on the same numbers gives the same bits, whatever else this process does.
+
+        On a CPU: one thread, as sums are divided among threads. On accelerators: torch's deterministic algorithms,
+        and for CUDA the workspace of cuBLAS that they ask for.
+        """
+        import torch
+
+        if self.kind == "cpu":
+            torch.set_num_threads(1)
+            return
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
         """Autocast context of a precision: fp32 (none), bf16 or fp16."""
         if precision == "fp32":

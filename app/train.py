@@ -18,7 +18,6 @@ from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import StopRequest, catch_stop
 from app.errors import AppError, redact, run_main
-from app.head.class_shards import class_range
 from app.observe.events import EventLog
 from app.observe.last_words import keep_last_words
 from app.run_folder import run_url
@@ -29,6 +28,7 @@ from app.training.build import (
     make_plan,
     make_trainer,
     open_checkpoints,
+    own_classes,
 )
 from app.training.finish import finish_run
 from app.training.loop import Loop, Outcome
@@ -62,6 +62,8 @@ def train(recipe: Recipe) -> int:
     """One start of a run: join the others, train until the end or until a node must go, say that it is done."""
     with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
         torch.manual_seed(recipe.train.seed)
+        if recipe.train.reproducible:
+            world.device.make_reproducible()
         events = EventLog(
             run_url(recipe),
             enabled=world.rank == 0,
@@ -93,10 +95,10 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     checkpoints = open_checkpoints(recipe, world)
     before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
     events.trackers = open_trackers(recipe, before, world)
-    resumed = checkpoints.load_latest(class_range(num_classes, world.size, world.rank))
+    plan = make_plan(recipe, world, before)
+    resumed = checkpoints.load_latest(own_classes(recipe, plan, num_classes, world.rank))
     if resumed is None:
         look_for_empty_classes(recipe, source, num_classes, world)
-    plan = make_plan(recipe, world, before)
     loader = make_loader(
         source,
         recipe.data,

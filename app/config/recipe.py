@@ -66,6 +66,9 @@ class TrainConfig:
         0.0, "of fp16: a fixed factor, as the Ascend port's 256; 0: one that follows the gradients", minimum=0
     )
     sync_bn: bool = setting(False, "BatchNorm over all processes (accelerators only)")
+    reproducible: bool = setting(
+        False, "the same bits from any number of processes, also when it changes: slower, see docs/training.md"
+    )
     gradient_compression: str = setting(
         "none", "type in which gradients travel between processes", choices=("none", "fp16", "bf16")
     )
@@ -157,6 +160,12 @@ def validate(recipe: Recipe) -> Recipe:
     if rising != sorted(rising) or any(not 0 <= epoch < float("inf") for epoch in rising):
         raise RecipeError(
             f"optim.milestones must be rising numbers of epochs; got {', '.join(recipe.optim.milestones)}"
+        )
+    train = recipe.train
+    if train.reproducible and (train.sync_bn or train.gradient_compression != "none"):
+        raise RecipeError(
+            "train.reproducible sums in the order of logical workers, which train.sync_bn and "
+            "train.gradient_compression do not: leave them off"
         )
     if not recipe.name or not recipe.name.isprintable() or ".." in recipe.name.split("/"):
         raise RecipeError(f"a run cannot be called {recipe.name!r}: --name is a folder below output.url")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.head.partial_fc import PartialFC
+from app.head.partial_fc import Part, PartialFC
 from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, Samples, block_gradient
 
 
@@ -71,15 +71,15 @@ class CentreOptimizer:
         Call it once a step, after backward, when the step is known to be finite on all ranks.
         """
         self.steps += 1
-        head, active = self.head, self.head.active
-        samples = head.take_samples(gradient_scale)
-        if self.dense and active.rows is not None:
-            self._update_all(active, samples, lr)
-            return
-        gradient_of = self._gradients(active, samples)
-        for block in active.blocks(head.block_classes(len(samples))):
-            weight = block.read(head.centres)
-            self._update(block, weight, gradient_of(block, weight), lr)
+        for part in self.head.take_parts(gradient_scale):
+            if self.dense and part.active.rows is not None:
+                self._update_all(part, lr)
+                continue
+            centres = part.active.centres
+            gradient_of = self._gradients(part.active, part.samples)
+            for block in part.active.blocks(self.head.block_classes(len(part.samples))):
+                weight = block.read(centres)
+                self._update(part, block, weight, gradient_of(block, weight), lr)
 
     def _gradients(self, active: ActiveCentres, samples: Samples) -> Callable[[Block, Tensor], BlockGradient]:
         settings, size = self.head.settings, self.head.block_classes(len(samples))
@@ -87,35 +87,36 @@ class CentreOptimizer:
         buffers = Buffers(len(samples), min(size, len(active)), unit.device)
         return lambda block, weight: block_gradient(samples, unit, active, block, weight, settings, buffers)
 
-    def _update_all(self, active: ActiveCentres, samples: Samples, lr: float) -> None:
+    def _update_all(self, part: Part, lr: float) -> None:
         """``dense`` where classes were sampled: a block of all centres at a time, with gradient 0 for most."""
-        head = self.head
+        active, samples = part.active, part.samples
         assert active.rows is not None
         rows = active.rows.cpu()
         gradient_of = self._gradients(active, samples)
-        for block in ActiveCentres(head.centres, None).blocks(head.block_classes(len(samples))):
-            weight = block.read(head.centres)
+        for block in ActiveCentres(active.centres, None).blocks(self.head.block_classes(len(samples))):
+            weight = block.read(active.centres)
             whole = torch.zeros_like(weight)
             first, last = torch.searchsorted(rows, torch.tensor([block.start, block.stop])).tolist()
             if first < last:
                 some = Block(first, last, active.rows[first:last])
                 inside = active.rows[first:last] - block.start
-                part = weight.index_select(0, inside)
-                gradient = torch.empty_like(part)
-                gradient_of(some, part).add_to(gradient, 0.0, part, 0.0)
+                chosen = weight.index_select(0, inside)
+                gradient = torch.empty_like(chosen)
+                gradient_of(some, chosen).add_to(gradient, 0.0, chosen, 0.0)
                 whole.index_copy_(0, inside, gradient)
-            self._update(block, weight, _WholeGradient(whole), lr)
+            self._update(part, block, weight, _WholeGradient(whole), lr)
 
-    def _update(self, block: Block, weight: Tensor, gradient: Gradient, lr: float) -> None:
-        state = {key: block.read(value) for key, value in self.state.items()}
+    def _update(self, part: Part, block: Block, weight: Tensor, gradient: Gradient, lr: float) -> None:
+        stored = {key: value[part.rows] for key, value in self.state.items()}
+        state = {key: block.read(value) for key, value in stored.items()}
         if self.name == "sgd":
             gradient.add_to(state["momentum"], self.momentum, weight, self.weight_decay)
             weight.add_(state["momentum"], alpha=-lr)
         else:
             self._adamw(weight, gradient, state, lr)
-        block.write(self.head.centres, weight)
+        block.write(part.active.centres, weight)
         for key, value in state.items():
-            block.write(self.state[key], value)
+            block.write(stored[key], value)
 
     def _adamw(self, weight: Tensor, gradient: Gradient, state: dict[str, Tensor], lr: float) -> None:
         """arXiv:1711.05101, in torch's order of operations."""

@@ -78,6 +78,15 @@ class _MicroBatch:
     cosine: Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """Classes that are updated together: their ``rows`` among this rank's, the active ones, and all samples."""
+
+    rows: slice
+    active: ActiveCentres
+    samples: Samples
+
+
 class PartialFC(nn.Module):
     """The head of one rank: class centres ``[C_local, D]`` and the loss over all ranks' classes.
 
@@ -98,12 +107,15 @@ class PartialFC(nn.Module):
             raise HeadError(
                 f"{self.world} processes cannot share {config.num_classes} classes: start at most {config.num_classes}"
             )
-        self.start, self.stop = class_range(config.num_classes, self.world, self.rank)
+        self.start, self.stop = self._own_range()
         self.settings = SoftmaxSettings(config.scale, config.interclass_filtering, config.matmul_dtype)
         self.centres = self._initial_centres(torch.device(device))
         self.active = ActiveCentres(self.centres, None)
         self._batches: list[_MicroBatch] = []
         self._norms: list[Tensor] = []  # of this step's embeddings, all ranks', where the margin follows them
+
+    def _own_range(self) -> tuple[int, int]:
+        return class_range(self.config.num_classes, self.world, self.rank)
 
     def _initial_centres(self, device: torch.device) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
@@ -201,6 +213,10 @@ class PartialFC(nn.Module):
         offset = torch.where(to_others > 0, offset, -torch.inf)
         own = torch.cat([b.own for b in batches])
         return Samples(torch.cat([b.unit for b in batches]), offset, own, to_target * gradient_scale)
+
+    def take_parts(self, gradient_scale: float) -> list[Part]:
+        """What ``CentreOptimizer`` updates one after another; see ``take_samples``."""
+        return [Part(slice(0, len(self.centres)), self.active, self.take_samples(gradient_scale))]
 
     def end_step(self) -> None:
         """Tell the margin the norms of the whole global batch, once its step counts."""

@@ -13,13 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from app.training.ordered_sum import sum_in_order
+from app.training.plan import ElasticPlan
+
 
 class BatchStatistics:
     """The running statistics of all BatchNorm layers of a model, as one flat float32 buffer."""
 
-    def __init__(self, model: nn.Module, logical_workers: int) -> None:
-        """Move the layers' ``running_mean`` and ``running_var`` into one buffer; call it after moving the model."""
-        self.logical_workers = logical_workers
+    def __init__(self, model: nn.Module, logical_workers: int, ordered: ElasticPlan | None = None) -> None:
+        """Move the layers' ``running_mean`` and ``running_var`` into one buffer; call it after moving the model.
+
+        Args:
+            ordered: the plan of a run whose sums are those of logical workers in order; see ``sum_in_order``.
+        """
+        self.logical_workers, self.ordered = logical_workers, ordered
+        self._parts: list[Tensor] = []
         layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._layers = [layer for layer in layers if layer.running_mean is not None and layer.running_var is not None]
         self._flat: Tensor | None = None
@@ -45,6 +53,7 @@ class BatchStatistics:
         if self._flat is not None:
             self._before.copy_(self._flat)
             self._total.zero_()
+            self._parts = []
         self._counts = [int(n) if (n := layer.num_batches_tracked) is not None else 0 for layer in self._layers]
 
     @contextmanager
@@ -53,7 +62,9 @@ class BatchStatistics:
         if self._flat is not None:
             self._flat.copy_(self._before)
         yield
-        if self._flat is not None:
+        if self._flat is not None and self.ordered is not None:
+            self._parts.append(self._flat.clone())
+        elif self._flat is not None:
             self._total.add_(self._flat)
 
     def end_step(self, *, keep: bool = True) -> None:
@@ -63,7 +74,9 @@ class BatchStatistics:
         if not keep:
             self._flat.copy_(self._before)
         else:
-            if dist.is_initialized():
+            if self.ordered is not None:
+                self._total = sum_in_order(torch.stack(self._parts), self.ordered)
+            elif dist.is_initialized():
                 dist.all_reduce(self._total)
             self._flat.copy_(self._total / self.logical_workers)
         for layer, place, count in zip(self._layers, self._places, self._counts, strict=True):

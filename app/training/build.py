@@ -14,8 +14,10 @@ from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
 from app.device import dtype_of
 from app.evaluate.metrics import check_pairs
+from app.head.class_shards import class_range
 from app.head.margins import make_margin
 from app.head.partial_fc import PartialFC, PartialFCConfig, product_dtype
+from app.head.reproducible import ReproduciblePartialFC, shard_rows
 from app.run_folder import build_model, run_url
 from app.training.plan import ElasticPlan
 from app.training.state import RunState
@@ -123,7 +125,17 @@ def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int)
         matmul_dtype=product_dtype(head.precision, recipe.train.precision, world.device.kind),
         block_bytes=head.block_memory_mb << 20 or world.device.block_bytes,
     )
+    if recipe.train.reproducible:
+        shares = [plan.share(rank) for rank in range(plan.world_size)]
+        return ReproduciblePartialFC(config, margin, world.device.torch_device, shares)
     return PartialFC(config, margin, world.device.torch_device)
+
+
+def own_classes(recipe: Recipe, plan: ElasticPlan, num_classes: int, rank: int) -> tuple[int, int]:
+    """Half-open range of the classes whose centres a rank holds."""
+    if recipe.train.reproducible:
+        return shard_rows(num_classes, [plan.share(other) for other in range(plan.world_size)], rank)
+    return class_range(num_classes, plan.world_size, rank)
 
 
 def load_sets(recipe: Recipe) -> list[VerificationSet]:

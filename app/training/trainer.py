@@ -28,6 +28,7 @@ from app.training.freeze import Freeze
 from app.training.gradient_compression import compressed_all_reduce
 from app.training.joinable import JoinableBackbone
 from app.training.loss_scale import LossScale
+from app.training.ordered_sum import OrderedGradients
 from app.training.plan import ElasticPlan
 from app.world import World
 
@@ -66,7 +67,9 @@ class Trainer:
         self.recipe, self.world, self.plan = recipe, world, plan
         self.backbone, self.head = backbone, head
         self.device = world.device
-        self.statistics = BatchStatistics(backbone, plan.logical_workers)
+        ordered = plan if recipe.train.reproducible else None
+        self.statistics = BatchStatistics(backbone, plan.logical_workers, ordered)
+        self.sums = OrderedGradients(plan) if ordered else None
         self.parameters = [p for p in backbone.parameters() if p.requires_grad]
         self.optimizer = self._make_optimizer()  # knows those too that are frozen now: without gradient they rest
         self.freeze = Freeze(recipe.model, backbone)
@@ -92,7 +95,7 @@ class Trainer:
             gc.collect()
         model: nn.Module = JoinableBackbone(self.backbone, self.recipe.model.embedding_size)
         self.parameters = [p for p in self.backbone.parameters() if p.requires_grad]
-        if self.world.size == 1 or not self.parameters:
+        if self.world.size == 1 or not self.parameters or self.recipe.train.reproducible:
             return model
         model = DistributedDataParallel(
             model, bucket_cap_mb=16, gradient_as_bucket_view=True, forward_sync_buffers=False
@@ -146,7 +149,13 @@ class Trainer:
                 micro_loss = self.head(embeddings, labels, weight)
                 watchdog.enter("backward")
                 (micro_loss * self.loss_scale.scale).backward()
-            loss += micro_loss.detach() / self.summed
+            if self.sums is not None:
+                self.sums.take(self.parameters, micro_loss, counts=batch is not None)
+            else:
+                loss += micro_loss.detach()
+        if self.sums is not None:
+            loss = self.sums.put(self.parameters)
+        loss /= self.summed
         for parameter in self.parameters:
             if parameter.grad is None:
                 # DDP makes it 0 where there are several processes: one alone must do the same.

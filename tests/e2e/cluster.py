@@ -41,8 +41,8 @@ def make_app(nnodes: str, data: str, output: str, *options: str, max_restarts: i
 class Cluster:
     """The processes of one job; all are gone when the block is left."""
 
-    def __init__(self, app: AppDef, folder: Path, output: str) -> None:
-        self.folder, self.output = folder, output
+    def __init__(self, app: AppDef, folder: Path, output: str, variables: dict[str, str] | None = None) -> None:
+        self.folder, self.output, self.variables = folder, output, variables or {}
         self.rendezvous_role, self.trainer_role = app.roles
         self.rendezvous: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
@@ -77,7 +77,7 @@ class Cluster:
         python = str(ROOT / ".venv" / "bin" / "python") if (ROOT / ".venv").exists() else "python"
         return subprocess.Popen(
             [python, *applied.args],
-            env={**environment(), **env, "RDZV_HOST": "localhost"},
+            env={**environment(), **env, **self.variables, "RDZV_HOST": "localhost"},
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
