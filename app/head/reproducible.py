@@ -80,7 +80,7 @@ class ReproduciblePartialFC(PartialFC):
                 rows = (sample_classes(labels, *shape, config.seed, step, first, last) - first).to(self.centres.device)
             self._shards.append(ActiveCentres(self.centres[first - self.start : last - self.start], rows))
 
-    def forward(self, embeddings: Tensor, labels: Tensor, global_batch: int) -> Tensor:
+    def forward(self, embeddings: Tensor, labels: Tensor, global_batch: float) -> Tensor:
         """The loss of this rank's micro-batch over the global batch; see the class.
 
         Args:
