@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,10 +100,18 @@ class Device:
         """Memory for a block of class centres: what a CPU's caches hold; enough to keep an accelerator busy."""
         return 8 << 20 if self.kind == "cpu" else 256 << 20
 
-    @property
-    def pin_memory(self) -> bool:
-        """Whether host batches should be page-locked before the copy."""
-        return self.kind != "cpu"
+    def copies(self) -> BatchCopies | None:
+        """What copies batches ahead of need; None on a CPU, which needs no copy."""
+        return None if self.kind == "cpu" else BatchCopies(self)
+
+    def arrived(self, tensor: torch.Tensor, there: Any) -> torch.Tensor:
+        """The tensor on this device; work queued from now on waits for a copy that ``BatchCopies`` began."""
+        if there is None:
+            return tensor.to(self.torch_device, non_blocking=True)
+        stream = _module(self.kind).current_stream()
+        stream.wait_event(there)
+        tensor.record_stream(stream)  # its memory is not given away before this stream has used it
+        return tensor
 
     @contextlib.contextmanager
     def profiler(self, folder: str, *, skip: int = 2, steps: int = 5) -> Iterator[Any]:
@@ -121,6 +130,48 @@ class Device:
             on_trace_ready=module.tensorboard_trace_handler(folder),
         ) as profiler:
             yield profiler
+
+
+class BatchCopies:
+    """Copies of host batches to an accelerator, begun ahead of need on a stream of their own.
+
+    Batches are decoded into page-locked buffers, which are used again once their copy is done: locking fresh memory
+    costs more than the copy. Threads may share one object.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._module, self._device = _module(device.kind), device.torch_device
+        self._stream = self._module.Stream(device=self._device)
+        self._free: list[torch.Tensor] = []
+        self._busy: list[tuple[Any, torch.Tensor]] = []
+        self._lock = threading.Lock()
+
+    def buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """A page-locked uint8 array of this shape, whatever it held before."""
+        with self._lock:
+            done = [buffer for event, buffer in self._busy if event.query()]
+            self._busy = [pair for pair in self._busy if not any(pair[1] is buffer for buffer in done)]
+            self._free += done
+            for place, buffer in enumerate(self._free):
+                if tuple(buffer.shape) == shape:
+                    return self._free.pop(place)
+        return _page_locked(shape)
+
+    def send(self, buffer: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Begin the copy of a ``buffer``; the copy, and what ``Device.arrived`` waits for. The buffer is given back."""
+        with self._module.stream(self._stream):  # of this thread: each has a current stream of its own
+            copied = buffer.to(self._device, non_blocking=True, copy=True)
+            event = self._module.Event()
+            event.record(self._stream)
+        with self._lock:
+            self._busy.append((event, buffer))
+        return copied, event
+
+
+def _page_locked(shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -158,6 +209,8 @@ def detect_device(kind: str = "auto", local_rank: int | None = None) -> Device:
         if not torch.cuda.is_available():
             raise DeviceError("no CUDA device is usable: check nvidia-smi and the driver's version")
         backend = "cpu:gloo,cuda:nccl"
+        # Shapes stay the same for a whole run: the fastest kernel of each layer is worth the search.
+        torch.backends.cudnn.benchmark = True
     else:
         raise DeviceError(f"unknown device {kind!r}: use auto, npu, cuda or cpu")
     module = _module(kind)

@@ -106,6 +106,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
         batch_size=recipe.train.batch_size,
         logical_workers=plan.logical_workers,
         seed=recipe.train.seed,
+        copies=world.device.copies(),
     )
     trainer = make_trainer(recipe, world, plan, num_classes)
     verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))

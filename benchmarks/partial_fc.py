@@ -2,7 +2,9 @@
 
 The reference's formula is written here from the papers: sample classes, normalise, linear, margin, softmax with an
 in-place exponential, a dense gradient of the centres, ``torch.optim.SGD``. Every side runs in a process of its own; the
-sides alternate; figures are medians over all steps but each process's first. Memory is the process's peak resident set.
+sides alternate; figures are medians over all steps but each process's first. Beside the time on the clock stands the
+processor time of all threads, which other programs on the machine disturb less. Memory is the process's peak resident
+set.
 A bar that was missed is printed as missed.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -144,14 +147,15 @@ def run_side(side: str, case: Case, steps: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     step = make_ours(case) if side == "ours" else make_reference(case)
-    seconds, losses = [], []
+    seconds, processor, losses = [], [], []
     for number in range(steps + 1):
         embeddings, labels = torch.randn(case.batch, SIZE), torch.randint(0, case.classes, (case.batch,))
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         losses.append(step(number, embeddings, labels))
         seconds.append(time.perf_counter() - started)
+        processor.append(time.process_time() - used)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"seconds": seconds[1:], "losses": losses, "gigabytes": peak}
+    return {"seconds": seconds[1:], "processor": processor[1:], "losses": losses, "gigabytes": peak}
 
 
 def measure(case: Case, rounds: int, steps: int, threads: int) -> dict[str, dict[str, Any]]:
@@ -168,7 +172,7 @@ def measure(case: Case, rounds: int, steps: int, threads: int) -> dict[str, dict
             found[side].append(json.loads(done.stdout))
     return {
         side: {
-            "seconds": statistics.median(second for run in runs for second in run["seconds"]),
+            **{key: statistics.median(value for run in runs for value in run[key]) for key in ("seconds", "processor")},
             "gigabytes": max(run["gigabytes"] for run in runs),
             "loss": runs[0]["losses"][0],
         }
@@ -222,9 +226,11 @@ def main() -> None:
         print(json.dumps(run_side(task["side"], Case(**task["case"]), task["steps"], task["threads"])))
         return
     print(f"Machine: {describe()}. Embedding {SIZE}; median of {options.rounds} alternating processes a side, each")
-    print(f"{options.steps} steps after one to warm up, {options.threads} threads.\n")
-    print("| case | reference, s | ours, s | faster | reference, GB | ours, GB | bars |")
-    print("|" + " --- |" * 7, flush=True)
+    print(f"{options.steps} steps after one to warm up, {options.threads} threads.")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"Load of the machine when it began (1, 5, 15 minutes): {load}.\n")
+    print("| case | reference, s | ours, s | faster | processor, s | faster | reference, GB | ours, GB | bars |")
+    print("|" + " --- |" * 9, flush=True)
     results = {}
     for name in options.cases.split(","):
         case = CASES[name]
@@ -232,6 +238,8 @@ def main() -> None:
         ours, other = result["ours"], result.get("reference")
         cells = [f"{other['seconds']:.2f}" if other else "-", f"{ours['seconds']:.2f}"]
         cells += [f"{other['seconds'] / ours['seconds']:.2f}x" if other else "-"]
+        cells += [f"{other['processor']:.2f}, {ours['processor']:.2f}" if other else f"{ours['processor']:.2f}"]
+        cells += [f"{other['processor'] / ours['processor']:.2f}x" if other else "-"]
         cells += [f"{other['gigabytes']:.2f}" if other else "-", f"{ours['gigabytes']:.2f}"]
         print(f"| {case.name} | {' | '.join(cells)} | {verdict(case, result)} |", flush=True)
     if options.chart:

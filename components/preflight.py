@@ -104,7 +104,7 @@ def check_image(app: AppDef, scheduler: str) -> str:
 
 
 def check_dataset(recipe: dict[str, Any]) -> str:
-    """``train.rec`` and ``train.idx`` are there and readable.
+    """``train.rec`` and ``train.idx`` of every dataset are there and readable.
 
     Raises:
         ValueError: one is not; names it.
@@ -114,6 +114,13 @@ def check_dataset(recipe: dict[str, Any]) -> str:
         return "synthetic"
     if not url:
         raise ValueError("no dataset: pass --data, or set it in .torchxconfig")
+    urls = [part.strip() for part in url.split(",") if part.strip()]
+    for part in urls:
+        _check_records(part)
+    return f"{', '.join(urls)} {'is' if len(urls) == 1 else 'are'} readable"
+
+
+def _check_records(url: str) -> None:
     filesystem, path = open_store(url)
     for name in ("train.rec", "train.idx"):
         try:
@@ -122,7 +129,6 @@ def check_dataset(recipe: dict[str, Any]) -> str:
             raise ValueError(f"{url}/{name} cannot be read ({type(error).__name__}): check URL and keys") from error
         if size == 0:
             raise ValueError(f"{url}/{name} is empty: upload it again")
-    return f"{url} is readable"
 
 
 def check_output(recipe: dict[str, Any]) -> str:

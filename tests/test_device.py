@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from typing import Any
@@ -10,6 +11,19 @@ import pytest
 import torch
 
 from app.device import Device, DeviceError, detect_device
+
+
+class EventStub:
+    """Of a copy that is done when ``done`` is set."""
+
+    done = False
+    stream = ""
+
+    def record(self, stream: str) -> None:
+        self.stream = stream
+
+    def query(self) -> bool:
+        return self.done
 
 
 class NpuStub(types.ModuleType):
@@ -41,6 +55,22 @@ class NpuStub(types.ModuleType):
 
     def max_memory_allocated(self) -> int:
         return 123
+
+    def Stream(self, device: object) -> str:
+        return f"side stream of {device}"
+
+    def stream(self, stream: str) -> contextlib.AbstractContextManager[None]:
+        self.calls.append(("stream", stream))
+        return contextlib.nullcontext()
+
+    def current_stream(self) -> NpuStub:
+        return self
+
+    def wait_event(self, event: EventStub) -> None:
+        self.calls.append(("wait_event", event))
+
+    def Event(self) -> EventStub:
+        return EventStub()
 
     def is_support_inf_nan(self) -> bool:
         return self.shows_inf
@@ -74,7 +104,6 @@ def test_the_npu_is_preferred_and_set_to_the_local_rank(npu: NpuStub, monkeypatc
     device.synchronize()
     assert npu.calls[-1] == ("synchronize",)
     assert device.memory_bytes() == 123
-    assert device.pin_memory
 
 
 def test_fp32_on_an_npu_stays_fp32_unless_hf32_is_asked_for(npu: NpuStub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +174,36 @@ def test_a_910a_that_saturates_is_asked_for_its_overflow_flag(npu: NpuStub) -> N
     cpu = Device("cpu", torch.device, "gloo")  # type: ignore[arg-type]
     cpu.clear_overflow()
     assert not cpu.overflowed()
+
+
+def test_batches_are_copied_on_a_stream_of_their_own_from_buffers_that_are_used_again(
+    npu: NpuStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.device._page_locked", lambda shape: torch.empty(shape, dtype=torch.uint8))
+    recorded: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: recorded.append(stream))
+    device = Device("npu", "cpu", "")  # type: ignore[arg-type]
+    copies = device.copies()
+    assert copies is not None
+    first = copies.buffer((2, 3))
+    first.fill_(7)
+    copied, there = copies.send(first)
+    assert there.stream == "side stream of cpu"
+    assert ("stream", "side stream of cpu") in npu.calls
+    other = copies.buffer((2, 3))
+    assert other is not first  # its copy is still on the way
+    there.done = True
+    assert copies.buffer((4,)) is not first
+    assert copies.buffer((2, 3)) is first
+    first.fill_(9)
+    arrived = device.arrived(copied, there)
+    assert npu.calls[-1] == ("wait_event", there)
+    assert recorded == [npu]
+    assert arrived.tolist() == [[7] * 3] * 2
+
+
+def test_a_cpu_copies_nothing() -> None:
+    device = Device("cpu", torch.device("cpu"), "gloo")
+    assert device.copies() is None
+    batch = torch.ones(2)
+    assert device.arrived(batch, None) is batch

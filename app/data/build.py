@@ -15,6 +15,7 @@ from app.data.order import expected_pairs, make_order
 from app.data.records import RecordSource
 from app.data.source import Source, SourceError
 from app.data.synthetic import SYNTHETIC, NoiseSource
+from app.device import BatchCopies
 from app.storage import StorageError
 
 
@@ -81,9 +82,16 @@ def _people_of(url: str, source: Source) -> list[str]:
 
 
 def make_loader(
-    source: Source, data: DataConfig, *, num_classes: int, batch_size: int, logical_workers: int, seed: int
+    source: Source,
+    data: DataConfig,
+    *,
+    num_classes: int,
+    batch_size: int,
+    logical_workers: int,
+    seed: int,
+    copies: BatchCopies | None = None,
 ) -> Loader:
-    """Sample order and loader of a source.
+    """Sample order and loader of a source; with ``copies`` the batches go to the device as soon as they are decoded.
 
     Raises:
         SourceError: the source is smaller than one global batch.
@@ -109,7 +117,7 @@ def make_loader(
         prefetch=data.prefetch,
         max_bad_share=data.max_bad_share,
     )
-    loader = Loader(source, order, config)
+    loader = Loader(source, order, config, copies)
     if loader.steps_per_epoch == 0:
         raise SourceError(
             f"{source.url} has {len(source)} images, fewer than one global batch of {batch_size} x "

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from app.data.order import SampleOrder
 from app.data.recordio import RecordError
 from app.data.source import Source
 from app.data.window import WindowStream
+from app.device import BatchCopies
 
 MIN_SAMPLES_FOR_SHARE = 1000
 FETCHES = 8  # blocks that one process asks for at a time
@@ -34,7 +36,9 @@ class Batch:
     """One micro-batch: ``images`` uint8 [B, 3, H, W], ``labels`` int64 [B], ``positions`` int64 [B] in the dataset.
 
     The images lie in memory as [B, H, W, 3], torch's channels_last, and are as decoded; ``augmented`` transforms them
-    by ``draws`` [B, DRAWS] on whatever device they were copied to.
+    by ``draws`` [B, DRAWS] on whatever device they were copied to. ``there``: what the device must wait for where the
+    copy was begun ahead of need, see ``BatchCopies``; None: they are in the host's memory. ``bad``: unreadable records
+    in whose place good ones stand.
     """
 
     images: Tensor
@@ -42,6 +46,8 @@ class Batch:
     positions: Tensor
     draws: Tensor | None = None
     augment: str = "none"
+    there: Any = None
+    bad: int = 0
 
     def augmented(self, images: Tensor) -> Tensor:
         """Training transforms of ``images``, which are this batch's on some device; uint8 [B, 3, H, W]."""
@@ -66,14 +72,18 @@ class LoaderConfig:
 class Loader:
     """Yields, step by step, one ``Batch`` for each of this process's logical workers."""
 
-    def __init__(self, source: Source, order: SampleOrder, config: LoaderConfig) -> None:
+    def __init__(
+        self, source: Source, order: SampleOrder, config: LoaderConfig, copies: BatchCopies | None = None
+    ) -> None:
         self._source = source
+        self._copies = copies
         self.order = order
         self._config = config
         self._decoders = ThreadPoolExecutor(max(1, config.threads), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._lock = threading.Lock()
-        self.bad_records = 0
+        self.bad_records = 0  # of this process since its start, in batches that are not yet trained too
+        self.bad_before = 0  # all others of the run: of earlier starts and of other processes; whoever trains tells
         self.samples_read = 0
         self.decode_seconds = 0.0  # of all threads together
         self._resized = False
@@ -96,9 +106,6 @@ class Loader:
             RecordError: too many records are unreadable, or a label is out of range.
         """
         start = first * self._config.batch_size
-        # The share of bad records is one of the whole run, not of what was read since the last start.
-        done = (epoch * self.steps_per_epoch + first) * self._config.batch_size * len(workers)
-        self.samples_read = max(self.samples_read, done)
         streams = {w: WindowStream(self._source, self.order, epoch, w, self._fetchers, start) for w in workers}
         specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
         pending: deque[Future[Batch]] = deque()
@@ -135,14 +142,15 @@ class Loader:
         positions, records = stream.read(start, start + config.batch_size)
         size = config.image_size
         started = time.perf_counter()
-        images = np.zeros((config.batch_size, size, size, 3), dtype=np.uint8)
+        pixels = self._new_buffer((config.batch_size, size, size, 3))
+        images = pixels.numpy()
         labels = np.zeros(config.batch_size, dtype=np.int64)
         good: list[int] = []
         for i, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
             try:
                 labels[i] = self._decode(position, record, images[i])
             except RecordError as error:
-                self._count_bad(position, error)
+                self._count_bad(position, error, epoch, step)
                 continue
             if config.augment == "strong":
                 images[i] = strong_augmentation(images[i], sample_generator(config.seed, epoch, position))
@@ -155,13 +163,21 @@ class Loader:
         with self._lock:
             self.samples_read += config.batch_size
             self.decode_seconds += time.perf_counter() - started
+        there = None
+        if self._copies is not None:
+            pixels, there = self._copies.send(pixels)
         return Batch(
-            torch.from_numpy(images).permute(0, 3, 1, 2),
+            pixels.permute(0, 3, 1, 2),
             torch.from_numpy(labels),
             torch.from_numpy(positions),
             draw_batch(config.seed, epoch, positions),
             config.augment,
+            there,
+            config.batch_size - len(good),
         )
+
+    def _new_buffer(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8) if self._copies is None else self._copies.buffer(shape)
 
     def figures(self) -> dict[str, float]:
         """What reading and decoding cost this process so far."""
@@ -197,14 +213,17 @@ class Loader:
             self._resized = True
             warnings.warn(f"{text}; it and all like it are resized", stacklevel=2)
 
-    def _count_bad(self, position: int, error: RecordError) -> None:
+    def _count_bad(self, position: int, error: RecordError, epoch: int, step: int) -> None:
+        """The share is one of the whole run's samples, of all processes and starts, not of what this one read."""
         if isinstance(error, MisfitError):
             raise error
         with self._lock:
             self.bad_records += 1
-            bad, read = self.bad_records, max(self.samples_read, MIN_SAMPLES_FOR_SHARE)
+            bad = self.bad_before + self.bad_records
             known = position in self._named
             self._named.add(position)
+        steps = epoch * self.steps_per_epoch + step + 1
+        read = max(MIN_SAMPLES_FOR_SHARE, steps * self.batch_size * self.order.logical_workers)
         if not known:
             warnings.warn(f"skipped: {error}", stacklevel=2)
         if bad > self._config.max_bad_share * read:

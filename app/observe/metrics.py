@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Mapping
 from threading import Thread
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
+
+# What a loader's ``figures`` tell, all of rank 0 and since its start.
+_DATA = {
+    "bytes_read": "Bytes from the store.",
+    "requests": "Requests to the store.",
+    "retries": "Requests that failed and were sent again.",
+    "hedged": "Slow requests that were sent a second time.",
+    "latency_p50": "Median of the last thousand requests, seconds.",
+    "latency_p99": "99th percentile of them, seconds.",
+    "cache_hits": "Chunks that the node's disk had.",
+    "cache_misses": "Chunks that came from the store.",
+    "decoded_per_thread_second": "Images a decoding thread makes in a second.",
+}
 
 
 class Metrics:
@@ -26,7 +40,9 @@ class Metrics:
         self.images_per_second = self._gauge("arcface_images_per_second", "Of all processes together.")
         self.data_wait_share = self._gauge("arcface_data_wait_share", "Share of time that steps waited for data.")
         self.world_size = self._gauge("arcface_world_size", "Processes.")
-        self.bad_records = self._gauge("arcface_bad_records", "Records of rank 0 that could not be read.")
+        self.bad_records = self._gauge("arcface_bad_records", "Unreadable records of all processes and starts.")
+        self.data_wait_seconds = self._gauge("arcface_data_wait_seconds", "A step's wait for data, mean.")
+        self.data = {key: self._gauge(f"arcface_data_{key}", text) for key, text in _DATA.items()}
         self.last_checkpoint = self._gauge("arcface_last_checkpoint_time_seconds", "Unix time of the last commit.")
         self.accuracy = Gauge("arcface_accuracy", "Ten-fold accuracy.", ["set"], registry=self.registry)
         if port:
@@ -35,6 +51,13 @@ class Metrics:
             except OSError as error:
                 # Two runs on one machine: the second trains all the same.
                 warnings.warn(f"metrics are not served: port {port}: {error}", stacklevel=2)
+
+    def set_data(self, wait: float, figures: Mapping[str, float]) -> None:
+        """Seconds that a step waited for data, and what a loader's ``figures`` say."""
+        self.data_wait_seconds.set(wait)
+        for key, gauge in self.data.items():
+            if key in figures:
+                gauge.set(figures[key])
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return _LateGauge(name, text, self.registry)

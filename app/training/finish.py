@@ -84,7 +84,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
         "classes": loop.trainer.head.config.num_classes,
         "global_batch": loop.global_batch,
         "amp_type": recipe.train.precision,
-        "bad_records": loop.loader.bad_records,
+        "bad_records": loop.bad_records,
         **describe_origin(loop.world),
     }
 

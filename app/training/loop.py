@@ -68,6 +68,8 @@ class Loop:
         self._speed, self._remaining = Speed(), Remaining()
         self.started = time.monotonic()
         self._rates: list[float] = []
+        self.bad_records = 0  # of the run: of all its starts and processes
+        self._own_bad = 0  # of this process, in this start
         self._clock = CheckpointClock(self.recipe.checkpoint, self.world)
 
     def start_at(self, step: int) -> None:
@@ -107,13 +109,16 @@ class Loop:
             self._speed.data_wait += time.perf_counter() - waited
             lr = learning_rate(self.recipe.optim, self.step, self.total_steps, self.steps_per_epoch)
             try:
-                result = self.trainer.step(self.step, batch, lr, (self.stop.received, self.checkpoints.uploading))
+                bad = sum(part.bad for part in batch)
+                flags = (self.stop.received, self.checkpoints.uploading, bad)
+                result = self.trainer.step(self.step, batch, lr, flags)
             except NotFiniteError as error:
                 self.events.add("not_finite", self.step, positions=error.positions)
                 self.events.flush()
                 raise
             self.step += 1
             self._speed.add_step(self.global_batch, result.loss)
+            self._count_bad(bad, result.flags[2])
             if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:
                 self._report(result, lr)
             stopping = result.flags[0] > 0
@@ -166,6 +171,12 @@ class Loop:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             yield from self.loader.steps(epoch, first, share)
 
+    def _count_bad(self, own: int, of_all: int) -> None:
+        """Count a trained step's unreadable records, and let the loader know of those that it did not see."""
+        self.bad_records += of_all
+        self._own_bad += own
+        self.loader.bad_before = self.bad_records - self._own_bad
+
     def _report(self, result: StepResult, lr: float) -> None:
         speed, epoch = self._speed, (self.step - 1) // self.steps_per_epoch
         rate = speed.images_per_second
@@ -185,7 +196,8 @@ class Loop:
             loss_scale=self.trainer.loss_scale.scale,
             skipped_steps=self.trainer.loss_scale.skipped,
             world_size=self.world.size,
-            bad_records=self.loader.bad_records,
+            data_wait_seconds=speed.data_wait / max(1, speed.steps),
+            bad_records=self.bad_records,
             **self.loader.figures(),
         )
         self.metrics.step.set(self.step)
@@ -194,7 +206,8 @@ class Loop:
         self.metrics.images_per_second.set(rate)
         self.metrics.data_wait_share.set(speed.data_wait_share)
         self.metrics.world_size.set(self.world.size)
-        self.metrics.bad_records.set(self.loader.bad_records)
+        self.metrics.bad_records.set(self.bad_records)
+        self.metrics.set_data(speed.data_wait / max(1, speed.steps), self.loader.figures())
         speed.restart()
 
     def _describe(self, lr: float, rate: float, epoch: int, eta: float) -> str:
@@ -236,5 +249,6 @@ class Loop:
             data_tag=self.data_tag,
             highest=dict(self.verifier.highest),
             best_mean=self.verifier.best_mean,
+            bad_records=self.bad_records,
             trackers=dict(self.events.trackers.run_ids),
         ).to_meta()

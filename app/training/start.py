@@ -70,6 +70,7 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
     state = RunState.from_meta(resumed.meta, loop.checkpoints.url)
     loop.verifier.highest.update(state.highest)
     loop.verifier.best_mean = state.best_mean
+    loop.bad_records = loop.loader.bad_before = state.bad_records
     loop.start_at(resumed.step)
 
 

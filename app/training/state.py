@@ -74,6 +74,7 @@ class RunState:
     data_tag: str
     highest: dict[str, float] = field(default_factory=dict)
     best_mean: float = 0.0
+    bad_records: int = 0  # samples in whose place another was trained, since their record is unreadable
     versions: dict[str, str] = field(default_factory=versions)
     trackers: dict[str, str] = field(default_factory=dict)
 
@@ -96,6 +97,7 @@ class RunState:
                 str(meta["data_tag"]),
                 {str(name): float(value) for name, value in meta["highest"].items()},
                 float(meta["best_mean"]),
+                int(meta.get("bad_records", 0)),
                 {str(name): str(value) for name, value in meta["versions"].items()},
                 {str(name): str(value) for name, value in meta.get("trackers", {}).items()},
             )

@@ -183,8 +183,7 @@ class Trainer:
             padding = empty.new_zeros((rows, self.recipe.model.embedding_size))
             labels = torch.full((rows,), ABSENT, device=device)
             return torch.cat([empty, padding]), labels
-        images = batch.images.pin_memory() if self.device.pin_memory else batch.images
-        images = images.to(device, non_blocking=True)
+        images = self.device.arrived(batch.images, batch.there)
         images = normalise_(batch.augmented(images).to(torch.float32, memory_format=self.memory_format))
         with self.device.autocast(self.recipe.train.precision), self.statistics.micro_batch():
             embeddings = self.model(images)

@@ -140,3 +140,14 @@ def test_what_cannot_fit_is_refused_with_what_would(data: str, capsys: pytest.Ca
     assert re.search("failed  memory: a host has 400 MiB and [0-9]+ MiB are needed: ", capsys.readouterr().out)
     assert ask(data) == 0
     assert "skipped memory: the recipe leaves the number of classes to the dataset" in capsys.readouterr().out
+
+
+def test_every_dataset_of_several_is_looked_at(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    other = f"{data}-other"
+    write_faces(other, classes=2, per_class=2)
+    where = ["-s", "local_cwd", "--", "--recipe", "orl", "--hardware", "cpu", "--output", "s3://test/runs"]
+    assert main([*where, "--data", f"{data}, {other}"]) == 0
+    assert f"{data}, {other} are readable" in capsys.readouterr().out
+    storage.delete_tree(storage.join(other, "train.idx"))
+    assert main([*where, "--data", f"{data},{other}"]) == 1
+    assert f"{other}/train.idx cannot be read" in capsys.readouterr().out

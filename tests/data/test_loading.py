@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from app import storage
 from app.data.dataset import open_dataset
@@ -84,6 +86,46 @@ def test_a_damaged_image_is_skipped_and_counted_and_too_many_stop_the_run(tmp_pa
     strict = make_loader(str(tmp_path), max_bad_share=0.0)
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(RecordError, match=r"data\.max_bad_share"):
         flat(strict.steps(0, 0, [0, 1]))
+
+
+def test_bad_records_count_over_the_whole_run(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), bad={5})
+    loader = make_loader(str(tmp_path), max_bad_share=0.01)
+    loader.bad_before = 9
+    with pytest.warns(UserWarning, match="skipped"):
+        batches = [batch for step in loader.steps(0, 0, [0, 1]) for batch in step]
+    assert sum(batch.bad for batch in batches) == 1
+    # It comes again in the next epoch: the eleventh of a thousand.
+    with pytest.raises(RecordError, match="11 unreadable records among 1000"):
+        flat(loader.steps(1, 0, [0, 1]))
+    epoch = 1000 // (CLASSES * PER_CLASS) + 2  # late in a run ten are few
+    loader.bad_before = 7
+    flat(loader.steps(epoch, 0, [0, 1]))
+    assert loader.figures()["decoded_per_thread_second"] > 0
+
+
+class CopiesStub:
+    """Buffers full of noise, and copies that are there at once."""
+
+    def buffer(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+    def send(self, buffer: Tensor) -> tuple[Tensor, str]:
+        copied = buffer.clone()
+        buffer.fill_(0)  # used again at once
+        return copied, "there"
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_batches_that_were_copied_ahead_are_the_same(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), bad={5})
+    plain, copied = make_loader(str(tmp_path)), make_loader(str(tmp_path))
+    copied._copies = CopiesStub()  # type: ignore[assignment]
+    for ours, theirs in zip(plain.steps(0, 0, [0, 1]), copied.steps(0, 0, [0, 1]), strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert (one.there, other.there) == (None, "there")
+            assert other.images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_label_out_of_range_is_never_skipped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from app import storage
 from app.checkpoint.manifest import CheckpointError
 from app.config.recipe import Recipe, RecipeError, all_settings
+from app.data.dataset import open_dataset
+from app.observe.events import read_events
 from app.settings import Setting
 from app.training.state import FIXED, RunState, compare, kind_of_change, recipe_fields
 from tests.jobs import train, write_faces
@@ -66,6 +69,10 @@ def test_every_field_that_changes_is_refused_or_said(path: str, about: Setting) 
         ("train.precision", "applied"),
         ("data.augment", "applied"),
         ("head.sample_rate", "applied"),
+        ("head.precision", "applied"),
+        ("head.update", "applied"),
+        ("head.momentum_dtype", "fixed"),
+        ("head.block_memory_mb", "free"),
         ("train.epochs", "free"),
         ("train.log_every", "free"),
         ("data.workers", "free"),
@@ -84,6 +91,13 @@ def test_another_dataset_is_refused(classes: int, tag: str) -> None:
 
 def test_the_state_survives_json() -> None:
     assert RunState.from_meta(BEFORE.to_meta(), "x") == BEFORE
+
+
+def test_bad_records_go_on_from_where_they_were() -> None:
+    meta = dataclasses.replace(BEFORE, bad_records=7).to_meta()
+    assert RunState.from_meta(meta, "x").bad_records == 7
+    del meta["bad_records"]
+    assert RunState.from_meta(meta, "x").bad_records == 0
 
 
 def test_checkpoints_of_another_version_are_told_in_one_sentence() -> None:
@@ -117,3 +131,20 @@ def test_second_starts_of_a_real_run(tmp_path: Path) -> None:
     assert "train.last_step: 4 -> 6" in longer.stdout
     assert "optim.lr: " in longer.stderr
     assert "lr = 0.01" in storage.read_bytes(f"{runs}/orl/recipe.toml").decode()
+
+
+@pytest.mark.slow
+def test_bad_records_are_counted_once_over_two_starts_of_two_processes(tmp_path: Path) -> None:
+    data, runs = str(tmp_path / "faces"), str(tmp_path / "runs")
+    write_faces(data)  # 120 images: 10 steps of 2 x 6 an epoch
+    dataset = open_dataset(data)
+    with (tmp_path / "faces" / "train.rec").open("r+b") as file:
+        for position in (3, 50, 99):
+            file.seek(int(dataset.starts[position]) + 40)  # behind the headers, in the JPEG's first bytes
+            file.write(b"no JPEG at all")
+    more = ("--train.logical-workers", "2", "--data.max-bad-share", "0.01", "--train.epochs", "2")
+    train(2, data, runs, *more, "--train.last-step", "7")
+    train(1, data, runs, *more)
+    counts = [event["bad_records"] for event in read_events(f"{runs}/orl") if event["kind"] == "train"]
+    assert counts == sorted(counts)
+    assert counts[-1] == json.loads(storage.read_bytes(f"{runs}/orl/summary.json"))["bad_records"] == 6

@@ -83,7 +83,9 @@ def check_places(resource: dict[str, Any]) -> None:
             for position, word in enumerate(command):
                 option, equals, rest = word.partition("=")
                 value = rest if equals else "".join(command[position + 1 : position + 2])
-                if option.replace("_", "-") in _PLACES and value and "://" not in value and value != "synthetic":
+                places = [part.strip() for part in value.split(",")]  # datasets may be several
+                local = any(place and "://" not in place and place != "synthetic" for place in places)
+                if option.replace("_", "-") in _PLACES and local:
                     raise ClusterError(
                         f"{option} {value}: no pod has this folder; put it into a bucket and give its URL, as in "
                         "s3://bucket/folder"
