@@ -51,7 +51,7 @@ def with_scripts(variables: dict[str, str]) -> dict[str, str]:
 
 
 def torchx(
-    *arguments: str, variables: dict[str, str] | None = None, timeout: float = 120
+    *arguments: str, variables: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """The TorchX command line in the repository's root, with these variables added to the environment."""
     return subprocess.run(
@@ -77,7 +77,7 @@ def train(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     if check and done.returncode:

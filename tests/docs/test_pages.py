@@ -28,7 +28,7 @@ def run(language: str, text: str, folder: Path) -> str:
         env=with_scripts(environment()),
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1400,
         check=False,
     )
     assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
@@ -36,7 +36,7 @@ def run(language: str, text: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_tutorial_runs_from_the_first_command_to_the_last(tmp_path: Path) -> None:
     pages = blocks("tutorial.md")
     assert len(pages) >= 7

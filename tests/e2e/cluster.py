@@ -93,7 +93,7 @@ class Cluster:
         """(step, world size) of each start."""
         return [(e["step"], e["world_size"]) for e in read_events(f"{self.output}/orl") if e["kind"] == "start"]
 
-    def wait_for(self, condition: Callable[[], bool], what: str, timeout: float = 120.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout: float = 300.0) -> None:
         """Poll until ``condition``; fails with the logs after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -101,7 +101,7 @@ class Cluster:
                 raise AssertionError(f"not within {timeout} s: {what}\n{self.logs()}")
             time.sleep(0.2)
 
-    def finish(self, timeout: float = 150.0) -> list[int]:
+    def finish(self, timeout: float = 500.0) -> list[int]:
         """Wait for all nodes and the rendezvous to end; exit codes, the rendezvous's last."""
         processes = [*self.nodes, *([self.rendezvous] if self.rendezvous else [])]
         self.wait_for(lambda: all(p.poll() is not None for p in processes), "the end of the job", timeout)

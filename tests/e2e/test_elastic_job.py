@@ -13,7 +13,7 @@ from app import storage
 from tests.e2e.cluster import Cluster, kill_tree, make_app, workers_of
 from tests.jobs import losses, weights, write_faces
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 JOB = ("--train.logical-workers", "4", "--train.epochs", "12", "--checkpoint.every-steps", "5")
 LAST = 60
 

@@ -32,7 +32,7 @@ def pipeline(store: ObjectStore, folder: Path, data: str, *options: str) -> subp
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
 
