@@ -75,7 +75,7 @@ class IResNet(nn.Module):
         # The scale of the embeddings is lost in the head's normalisation: its weight stays 1.
         self.features.weight.requires_grad_(False)
 
-    def stages(self) -> list[tuple[str, ...]]:
+    def freezable(self) -> list[tuple[str, ...]]:
         """Names of the modules of the stem and of the four stages."""
         return [("conv1", "bn1", "prelu"), *((f"layer{number}",) for number in range(1, 5))]
 

@@ -120,7 +120,7 @@ class MobileFaceNet(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def stages(self) -> list[tuple[str, ...]]:
+    def freezable(self) -> list[tuple[str, ...]]:
         """Names of the modules of the stem and of the four stages."""
         return [("layers.0",), ("layers.1",), *((f"layers.{number}", f"layers.{number + 1}") for number in (2, 4, 6))]
 

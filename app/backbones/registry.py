@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from app.backbones.edgeface import EdgeFace
+from app.backbones.ghostfacenet import GhostFaceNet
 from app.backbones.iresnet import IResNet
 from app.backbones.mobilefacenet import MobileFaceNet
 from app.backbones.vit import VisionTransformer
@@ -43,6 +45,14 @@ _VITS: dict[str, tuple[int, int, float, float, bool]] = {
     "vit_h": (1024, 48, 0.1, 0.0, True),
 }
 
+# Depths, channels, heads, and the rank of linear layers over their full rank (0: whole).
+_EDGEFACES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, float]] = {
+    "edgeface_xxs": ((2, 2, 6, 2), (24, 48, 88, 168), 4, 0.0),
+    "edgeface_xs_gamma_06": ((3, 3, 9, 3), (32, 64, 100, 192), 4, 0.6),
+    "edgeface_s_gamma_05": ((3, 3, 9, 3), (48, 96, 160, 304), 8, 0.5),
+    "edgeface_base": ((3, 3, 9, 3), (80, 160, 288, 584), 8, 0.0),
+}
+
 _BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -55,6 +65,12 @@ def _register_all() -> None:
         register(name, partial(VisionTransformer, depth=depth, **defaults))  # type: ignore[arg-type]
     register("mbf", partial(MobileFaceNet, (1, 4, 6, 2), scale=2))
     register("mbf_large", partial(MobileFaceNet, (2, 8, 12, 4), scale=4))
+    for name, (depths, dims, heads, gamma) in _EDGEFACES.items():
+        register(name, partial(EdgeFace, depths, dims, heads=heads, gamma=gamma))
+    for stride in (1, 2):
+        for version, last in ((1, 512), (2, 960)):
+            options = {"stride": stride, "attention": version == 2, "last": last}
+            register(f"ghostface_v{version}_s{stride}", partial(GhostFaceNet, width=1.3, **options))  # type: ignore[arg-type]
 
 
 def register(name: str, build: Callable[..., nn.Module]) -> None:

@@ -132,7 +132,7 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def stages(self) -> list[tuple[str, ...]]:
+    def freezable(self) -> list[tuple[str, ...]]:
         """Names of the stem's parts and of the four quarters of the blocks."""
         depth = len(self.blocks)
         cuts = [depth * quarter // 4 for quarter in range(5)]

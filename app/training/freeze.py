@@ -37,7 +37,7 @@ class Freeze:
             return modules
         if kind == "batchnorm":
             return {name: m for name, m in modules.items() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-        stages = getattr(self.backbone, "stages", None)
+        stages = getattr(self.backbone, "freezable", None)
         if stages is None:
             raise RecipeError("model.freeze stages: this backbone does not name its stages: take backbone or batchnorm")
         self._parts = tuple(part for stage in stages()[: self.config.freeze_stages + 1] for part in stage)
