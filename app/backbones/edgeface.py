@@ -34,11 +34,9 @@ class LowRankLinear(nn.Module):
 
 def _linear(inputs: int, outputs: int, gamma: float) -> nn.Module:
     """A linear layer; with ``gamma`` above 0 of so large a share of its full rank."""
-    return (
-        LowRankLinear(inputs, outputs, max(2, int(min(inputs, outputs) * gamma)))
-        if gamma
-        else nn.Linear(inputs, outputs)
-    )
+    if not gamma:
+        return nn.Linear(inputs, outputs)
+    return LowRankLinear(inputs, outputs, max(2, int(min(inputs, outputs) * gamma)))
 
 
 class LayerNorm2d(nn.LayerNorm):

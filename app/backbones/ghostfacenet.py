@@ -54,7 +54,7 @@ def _conv(
 
 
 class GhostModule(nn.Module):
-    """``[B, I, H, W]`` -> ``[B, O, H, W]``: a pointwise convolution makes half, a depthwise one of that the other half."""
+    """``[B, I, H, W]`` -> ``[B, O, H, W]``: half by a pointwise convolution, from it the rest by a depthwise one."""
 
     def __init__(self, channels_in: int, channels: int, *, activation: bool, attention: bool) -> None:
         super().__init__()
@@ -147,8 +147,8 @@ class GhostFaceNet(nn.Module):
         channels, side = _divisible(16 * width), -(-image_size // stride)
         self.stem = _conv(3, channels, 3, stride).append(nn.PReLU(channels))
         blocks = []
-        for number, (kernel, inside, out, excite, step) in enumerate(bottlenecks):
-            wide, out = _divisible(inside * width), _divisible(out * width)
+        for number, (kernel, inside, outside, excite, step) in enumerate(bottlenecks):
+            wide, out = _divisible(inside * width), _divisible(outside * width)
             gated = attention and number > 1
             blocks.append(GhostBottleneck(channels, wide, out, kernel, step, excite=excite, attention=gated))
             channels, side = out, -(-side // step)

@@ -65,8 +65,8 @@ def _register_all() -> None:
         register(name, partial(VisionTransformer, depth=depth, **defaults))  # type: ignore[arg-type]
     register("mbf", partial(MobileFaceNet, (1, 4, 6, 2), scale=2))
     register("mbf_large", partial(MobileFaceNet, (2, 8, 12, 4), scale=4))
-    for name, (depths, dims, heads, gamma) in _EDGEFACES.items():
-        register(name, partial(EdgeFace, depths, dims, heads=heads, gamma=gamma))
+    for name, (blocks, dims, heads, gamma) in _EDGEFACES.items():
+        register(name, partial(EdgeFace, blocks, dims, heads=heads, gamma=gamma))
     for stride in (1, 2):
         for version, last in ((1, 512), (2, 960)):
             options = {"stride": stride, "attention": version == 2, "last": last}

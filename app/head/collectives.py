@@ -73,7 +73,7 @@ class LogSumExpOverRanks(torch.autograd.Function):
 
 
 def gather_labels(labels: Tensor, world: int) -> Tensor:
-    """int64 [B] of each rank -> [W * B]."""
+    """Numbers [B] of each rank, labels or others -> [W * B]."""
     gathered = labels.new_empty(world * len(labels))
     dist.all_gather_single(gathered, labels.contiguous())
     return gathered

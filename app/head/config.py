@@ -14,7 +14,7 @@ class HeadConfig:
     margin: str = setting(
         "combined",
         "combined is cos(m1 theta + m2) - m3: ArcFace, CosFace and their mixtures",
-        choices=("combined", "adaface", "magface", "none"),
+        choices=("combined", "adaface", "magface", "elastic", "none"),
     )
     m1: float = setting(1.0, "of combined: factor of the angle", minimum=1)
     m2: float = setting(0.5, "of combined: added to the angle, radians (ArcFace)", minimum=0)
@@ -26,6 +26,11 @@ class HeadConfig:
     magface_lower_margin: float = setting(0.45, "of magface: margin at the smallest norm, radians", minimum=0)
     magface_upper_margin: float = setting(0.8, "of magface: margin at the largest norm, radians", minimum=0)
     magface_weight: float = setting(35.0, "of magface: weight of the regularizer, lambda_g", minimum=0)
+    elastic_std: float = setting(
+        0.05,
+        "of elastic: deviation of the margins, around m2 (angle) or, where m2 is 0, m3 (cosine)",
+        minimum=0,
+    )
     scale: float = setting(64.0, "factor of the cosines before the softmax", above=0)
     easy_margin: bool = setting(False, "apply the margin to angles below 90 degrees only")
     gradient: str = setting(

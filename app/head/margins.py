@@ -28,6 +28,13 @@ class Margin(nn.Module):
         """Target logits ``[N]`` from target cosines ``[N]`` and embedding norms ``[N]``."""
         return cosine
 
+    def draw(self, rows: int) -> Tensor | None:  # noqa: ARG002
+        """Random numbers ``[rows]`` on the CPU for this rank's samples, which ``take_draws`` gets of all; or None."""
+        return None
+
+    def take_draws(self, draws: Tensor) -> None:
+        """Random numbers ``[N]`` of the samples that ``forward`` is called with next."""
+
     def regularizer(self, norms: Tensor) -> Tensor | None:  # noqa: ARG002
         """A term ``[N]`` added to each sample's loss, or None."""
         return None
@@ -100,6 +107,31 @@ class AdaFace(Margin):
         self.std.lerp_(norms.std(), self.t_alpha)
 
 
+class Elastic(Margin):
+    """ElasticFace (arXiv:2109.09416): each sample's margin is drawn from a normal distribution, anew in every step.
+
+    ``Arc`` (mean ``m2``) adds it to the angle, ``Cos`` (``m2`` 0, mean ``m3``) takes it off the cosine. Numbers come
+    from the generator that the trainer seeds for each logical worker, so they do not depend on the number of processes.
+    """
+
+    def __init__(self, m2: float, m3: float, std: float) -> None:
+        super().__init__()
+        self.m2, self.m3, self.std = m2, m3, std
+        self._draws = torch.zeros(())
+
+    def draw(self, rows: int) -> Tensor:
+        return torch.randn(rows)
+
+    def take_draws(self, draws: Tensor) -> None:
+        self._draws = draws
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
+        if not self.m2:
+            return cosine - (self.m3 + self.std * self._draws)
+        # As the authors' code: no continuation where theta + margin passes pi.
+        return torch.cos(torch.atan2(_sine(cosine), cosine) + self.m2 + self.std * self._draws)
+
+
 class MagFace(Margin):
     """MagFace (arXiv:2103.06627): the margin grows with the norm a, and a regularizer rewards large norms.
 
@@ -151,6 +183,8 @@ def make_margin(config: HeadConfig) -> Margin:
     """The margin of a recipe's head, with the parameters of its paper."""
     if config.margin == "adaface":
         return AdaFace(config.m3 or 0.4, config.adaface_h, config.adaface_t_alpha)
+    if config.margin == "elastic":
+        return Elastic(config.m2, config.m3, config.elastic_std)
     if config.margin == "magface":
         if not (
             config.magface_lower < config.magface_upper and config.magface_lower_margin <= config.magface_upper_margin

@@ -162,6 +162,9 @@ class PartialFC(nn.Module):
         """
         training = torch.is_grad_enabled()
         embeddings = embeddings.float()
+        if (draws := self.margin.draw(len(embeddings))) is not None:
+            draws = draws.to(embeddings.device)
+            self.margin.take_draws(gather_labels(draws, self.world) if self.world > 1 else draws)
         if training and not embeddings.requires_grad:  # the centres learn even where the embeddings do not
             embeddings = embeddings.detach().requires_grad_()
         if self.world > 1:

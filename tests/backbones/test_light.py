@@ -93,7 +93,7 @@ def test_positions_are_sines_and_cosines_of_rows_then_columns() -> None:
     positions = FourierPositions(64)
     positions.token_projection.weight.data = torch.eye(64)[:, :, None, None]
     nn.init.zeros_(positions.token_projection.bias)  # type: ignore[arg-type]
-    found = positions(3, 5)
+    found = positions(3, 5).detach()
     assert found.shape == (1, 64, 3, 5)
     for channel, row, column in [(0, 1, 4), (1, 2, 0), (9, 0, 3), (32, 1, 4), (33, 2, 2), (63, 0, 1)]:
         place, count = (row, 3) if channel < 32 else (column, 5)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from app.head.config import HeadConfig
-from app.head.margins import AdaFace, MarginError, make_margin
+from app.head.margins import AdaFace, Elastic, Margin, MarginError, make_margin
+from app.head.partial_fc import PartialFC, PartialFCConfig
+from tests.ranks import run_ranks
 
 THETA = np.linspace(0.3, 1.8, 16)
 NORMS = np.linspace(5.0, 60.0, 16)
@@ -52,3 +54,49 @@ def test_magface_is_the_papers_formula() -> None:
     np.testing.assert_allclose(term.numpy(), 20.0 * (a / 50.0**2 + 1 / a), rtol=1e-5)
     with pytest.raises(MarginError, match="magface_lower must be below"):
         make_margin(HeadConfig(margin="magface", magface_lower=200.0))
+
+
+@pytest.mark.parametrize(("m2", "m3"), [(0.5, 0.0), (0.0, 0.35)])
+def test_elasticface_is_the_papers_formula(m2: float, m3: float) -> None:
+    """cos(theta + E(m, sigma)), or cos(theta) - E(m, sigma), E normal (arXiv:2109.09416, eq. 4 and 5)."""
+    margin = make_margin(HeadConfig(margin="elastic", m2=m2, m3=m3, elastic_std=0.1))
+    draws = margin.draw(len(THETA))
+    assert draws is not None
+    margin.take_draws(draws)
+    drawn = (m2 or m3) + 0.1 * draws.numpy()
+    expected = np.cos(THETA + drawn) if m2 else np.cos(THETA) - drawn
+    np.testing.assert_allclose(margin(given(np.cos(THETA)), given(NORMS)).numpy(), expected, atol=2e-6)
+    many = margin.draw(100_000)
+    assert many is not None
+    assert abs(float(many.mean())) < 0.02
+    assert float(many.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_plain_softmax_leaves_the_cosine() -> None:
+    """NormFace (arXiv:1704.06369): features and weights are normalised, no margin."""
+    assert torch.equal(make_margin(HeadConfig(margin="none"))(given(THETA), given(NORMS)), given(THETA))
+
+
+def elastic_loss(rank: int, world: int, margin: Margin) -> list[float]:
+    """Losses of two steps of two logical workers, shared out over the ranks, each seeded as the trainer does."""
+    head = PartialFC(PartialFCConfig(8, 11, 16.0, logical_shards=2, seed=3), margin)
+    generator = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(8, 8, generator=generator)
+    labels = torch.randint(0, 11, (8,), generator=generator)
+    losses = []
+    for step in range(2):
+        head.begin_step(step, labels)
+        total = 0.0
+        for worker in range(2) if world == 1 else [rank]:
+            torch.manual_seed(10 * step + worker)
+            part = slice(4 * worker, 4 * worker + 4)
+            total += float(head(embeddings[part].clone(), labels[part], 8).detach())
+        losses.append(total)
+    return losses
+
+
+def test_elastic_margins_do_not_depend_on_the_number_of_processes() -> None:
+    alone = elastic_loss(0, 1, Elastic(0.5, 0.0, 0.2))
+    for found in run_ranks(elastic_loss, 2, Elastic(0.5, 0.0, 0.2)):
+        assert found == pytest.approx(alone, rel=1e-5)
+    assert elastic_loss(0, 1, Elastic(0.5, 0.0, 0.0)) != pytest.approx(alone, rel=1e-3)
