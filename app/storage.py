@@ -145,6 +145,11 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         with explained(url, f"read of {what}"):
             found = filesystem.cat_ranges([path] * len(missing), starts, stops, on_error="raise")
         for i, chunk in zip(missing, found, strict=True):
+            if len(chunk) > ranges[i][1] - ranges[i][0]:
+                raise StorageError(
+                    f"{redact(url)}: the server sent {len(chunk)} bytes where {ranges[i][1] - ranges[i][0]} were asked "
+                    "for: it does not know ranges; serve the files with one that does (nginx, S3), or copy them"
+                )
             chunks[i] = chunk
         missing = [i for i in missing if len(chunks[i]) != ranges[i][1] - ranges[i][0]]
     if not missing:

@@ -86,6 +86,9 @@ MEANINGS: dict[str, Meaning] = {
     "429": Meaning(_BUSY, transient=True),
 }
 
+_NO_FOLDER = Meaning("a part of this path is a file, not a folder; correct the path", kind="absent")
+_NO_RIGHTS = Meaning("this user may not; check the rights of the file and its folder", kind="denied")
+
 # Exceptions of drivers, by the name of their class (or of a base): these libraries need not be installed.
 _CONNECTION = Meaning("the store does not answer; check AWS_ENDPOINT_URL", transient=True, kind="unreachable")
 _BROKEN = Meaning("the connection to the store broke off", transient=True)
@@ -159,8 +162,13 @@ def _meaning_of_class(error: BaseException, classes: dict[str, Meaning]) -> Mean
         return _BROKEN
     if isinstance(error, FileNotFoundError):
         return MEANINGS["NoSuchKey"]
+    if isinstance(error, NotADirectoryError):
+        return _NO_FOLDER
+    if isinstance(error, IsADirectoryError):
+        return Meaning("it is a folder, where a file is expected; correct the path")
     if isinstance(error, PermissionError):
-        return MEANINGS["AccessDenied"]
+        # The system's own names the path; what drivers make of an answer does not.
+        return _NO_RIGHTS if error.filename else MEANINGS["AccessDenied"]
     return None
 
 

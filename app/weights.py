@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from app import storage
 from app.errors import AppError
+from app.file_kinds import describe_kind
 from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
 from app.torch_file import load_torch
@@ -36,7 +37,9 @@ def parse_weights(url: str, data: bytes) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(container), dict):
             state = state[container]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{url}: not a state dict of a backbone")
+        raise ModelError(f"{url}: not a state dict of a backbone: {_describe_content(state)}")
+    if set(state) == {"weight"}:
+        raise ModelError(f"{url}: {_describe_content({'state_dict_softmax_fc': state})}")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -111,6 +114,17 @@ def adapt_weights(
     return state
 
 
+def _describe_content(state: Any) -> str:
+    if isinstance(state, Tensor):
+        return f"it holds one tensor of shape {tuple(state.shape)}"
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}"
+    if "state_dict_softmax_fc" in state:
+        return "it holds class centres (a head) and no backbone: name the file of the backbone"
+    keys = ", ".join(str(name)[:40] for name in list(state)[:6])
+    return f"its keys are {keys}: save the state dict of the backbone alone" if keys else "it is empty"
+
+
 def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int, stop: int) -> Tensor:
     """Class centres ``start..stop``, float32 [stop - start, D], of a checkpoint of the reference.
 
@@ -152,7 +166,9 @@ def _load_safely(url: str, data: bytes) -> Any:
             "in it is run: save model.state_dict() instead"
         ) from None
     except PickleError as error:
-        raise ModelError(f"{url}: not a state dict that can be loaded safely ({error})") from None
+        kind = describe_kind(data)
+        why = f"but {kind}" if kind else f"that can be loaded safely ({error})"
+        raise ModelError(f"{url}: not a state dict {why}") from None
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], url: str) -> None:

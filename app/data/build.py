@@ -9,6 +9,7 @@ from app import storage
 from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.data.folder_source import FolderSource
+from app.data.folder_url import check_folder_url, explain_missing_dataset
 from app.data.loader import Loader, LoaderConfig
 from app.data.mixture import Mixture
 from app.data.order import expected_pairs, make_order
@@ -48,6 +49,7 @@ def open_source(data: DataConfig, seed: int) -> Source:
 
 def _open_one(url: str, data: DataConfig) -> Source:
     """Records where there is a ``train.rec``, else a folder of images."""
+    check_folder_url(url)
     try:
         dataset = open_dataset(url)
     except StorageError as error:
@@ -56,11 +58,13 @@ def _open_one(url: str, data: DataConfig) -> Source:
         try:
             return FolderSource(url)
         except (SourceError, StorageError):
+            if why := explain_missing_dataset(url):
+                raise SourceError(why) from None
             raise error from None
     return RecordSource(
         dataset,
         max_request_bytes=int(data.block_mb * 2**20),
-        cache=(Path(data.cache), int(data.cache_gb * 2**30)) if data.cache else None,
+        cache=(Path(data.cache).expanduser(), int(data.cache_gb * 2**30)) if data.cache else None,
         labels=storage.join(url, data.labels) if data.labels else "",
     )
 

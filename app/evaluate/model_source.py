@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from app import storage
 from app.backbones.registry import build_backbone
 from app.checkpoint.manager import CheckpointManager
+from app.checkpoint.names import parse_name
 from app.config.options import parse_recipe
 from app.device import Device
 from app.errors import AppError
 from app.evaluate.onnx_model import open_onnx
 from app.evaluate.verification import Embed, embed_with
+from app.file_kinds import describe_kind
 from app.parsing import parse_text
 from app.run_folder import build_model, load_model
 from app.weights import load_weights, parse_weights
@@ -80,6 +83,8 @@ def open_backbone(
     if url.endswith("checkpoints"):
         return _open_checkpoint(url, device, step)
     if not url.endswith((".pt", ".pth")):
+        if step < 0 and not storage.exists(storage.join(url, "model.json")):
+            raise ModelSourceError(explain_missing_model(url))
         return load_model(url) if step < 0 else _open_checkpoint(storage.join(url, "checkpoints"), device, step)
     folder = url.rsplit("/", 1)[0] if "/" in url else "."
     if not backbone and url.endswith("/model.pt") and storage.exists(storage.join(folder, "model.json")):
@@ -111,3 +116,28 @@ def _open_onnx(url: str) -> OpenedModel:
     embed, form = open_onnx(url)
     about = {"backbone": "onnx", "image_size": form.size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
     return OpenedModel(embed, form.size, about)
+
+
+def explain_missing_model(url: str) -> str:
+    """What a URL without a ``model.json`` is instead, as far as the names there tell, and what to name."""
+    shown, names = storage.redact(url), [] if url.startswith("http") else storage.list_names(url)
+    filesystem, path = storage.open_filesystem(url)
+    if storage.is_local(filesystem) and os.path.isfile(path):
+        kind = describe_kind(storage.read_bytes(url)) or "a file of an unknown kind"
+        return f"{shown}: {kind}; a model is a run folder, its /checkpoints, a .pt, .pth or .onnx"
+    if any(parse_name(name) for name in names):
+        return f"{shown}: a folder of checkpoints by another name: it must be called checkpoints, beside recipe.toml"
+    if parse_name(url.rsplit("/", 1)[-1]):
+        return f"{shown}: one checkpoint: name the folder that holds it, {storage.redact(url.rsplit('/', 1)[0])}"
+    if "checkpoints" in names:
+        return f"{shown}: this run is not finished, it has no model.pt yet: name {shown}/checkpoints for its newest"
+    if "train.rec" in names:
+        return f"{shown}: a dataset, not a model"
+    if files := [name for name in names if name.endswith((".onnx", ".pt", ".pth"))]:
+        places = ", ".join(f"{shown}/{name}" for name in files[:6])
+        return f"{shown}: no model.json there, but {places}: name the file, with --backbone if it is a state dict"
+    if runs := [name for name in names[:50] if storage.exists(storage.join(url, name, "model.json"))]:
+        return f"{shown}: a folder of runs: name one, {', '.join(f'{shown}/{name}' for name in runs[:6])}"
+    if names:
+        return f"{shown}: no model there: a run folder holds model.json and model.pt"
+    return f"{shown}: it does not exist, or holds nothing; check the URL"

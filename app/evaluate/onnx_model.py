@@ -13,6 +13,7 @@ from app import storage
 from app.data.pixels import HALF_RANGE
 from app.device import onnx_providers
 from app.errors import AppError
+from app.file_kinds import describe_kind
 from app.weights import ModelError
 
 
@@ -61,9 +62,12 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         session = onnxruntime.InferenceSession(data, providers=providers)
         model = onnx.load_from_string(data)
     except Exception as error:  # the libraries raise many kinds, most of them their own
-        raise ModelError(
-            f"{url}: not an ONNX model that can be run: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from None
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+            words = describe_kind(data) or "a file of torch.save: give it a name that ends with .pt"
+        elif data[:1] != b"\x08":
+            words = describe_kind(data) or words
+        raise ModelError(f"{url}: not an ONNX model that can be run: {words}") from None
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")

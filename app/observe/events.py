@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.parsing import dump_json
 from app.storage import StorageError
 
 FLUSH_SECONDS = 60.0
+_FIRST_TAG = "0 loss/train"  # TensorBoard sorts its charts by name: the loss stands on top
 # insightface's TensorBoard tags; that of an accuracy is the set's name.
 _REFERENCE_TAGS = {"train/loss": "loss", "train/lr": "learning_rate", "train/hours_left": "time_for_end"}
 
@@ -55,17 +57,21 @@ class EventLog:
             return
         self._lines.append(dump_json({"time": round(time.time(), 3), "kind": kind, "step": step, **values}))
         if self._writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    for tag in self._tags(f"{kind}/{name}"):
-                        self._writer.add_scalar(tag, value, step)
+            for name, value in _numbers(values):
+                for tag in self._tags(f"{kind}/{name}"):
+                    self._writer.add_scalar(tag, value, step)
         self.trackers.log(kind, step, values)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
+    def add_text(self, name: str, text: str) -> None:
+        """Show a text in TensorBoard, as it is."""
+        if self._writer is not None:
+            self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()))
+
     def _tags(self, tag: str) -> list[str]:
         if not self.reference_tags:
-            return [tag]
+            return [tag, _FIRST_TAG] if tag == "train/loss" else [tag]
         kind, _, rest = tag.partition("/")
         own = _REFERENCE_TAGS.get(tag) or (rest.removesuffix("/accuracy") if kind == "verification" else "")
         return [tag, own] if own and "/" not in own else [tag]
@@ -94,6 +100,15 @@ class EventLog:
             self._writer.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Numbers by name; those of an object within as ``name/key``: TAR at each FAR."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{key}", number) for key, number in _numbers(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
 
 
 def read_events(run_url: str) -> list[dict[str, Any]]:

@@ -99,6 +99,7 @@ def say_start(loop: Loop, before: RunState | None) -> None:
     if world.rank == 0:
         count_start(loop.step, recipe.train.max_starts)
         storage.write_bytes(storage.join(run_url(recipe), "recipe.toml"), to_toml(recipe).encode())
+        loop.events.add_text("recipe", to_toml(recipe))
     start = f"from step {loop.step}" if before else "from the beginning"
     loop.progress.say(
         f"{recipe.name}: {start} of {loop.total_steps}, {world.size} processes on {world.device.kind} for "

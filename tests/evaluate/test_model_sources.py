@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
 from app.device import detect_device
 from app.errors import AppError
+from app.evaluate import load_model
 from app.head.class_shards import class_range
 from app.train import main as train
 from app.training.build import make_trainer
@@ -127,3 +129,32 @@ def test_a_run_starts_from_the_centres_of_the_reference(run: Path, tmp_path: Pat
     trainer = make_trainer(recipe, World(0, 1, 0, detect_device()), ElasticPlan(1, 1), 10)
     start_from_weights(recipe, trainer)
     assert torch.equal(trainer.head.centres, centres)
+
+
+def test_another_folder_or_file_than_a_model_is_told(run: Path, tmp_path: Path) -> None:
+    finished = run / "runs" / "orl"
+    (checkpoint, *_) = sorted(path for path in (finished / "checkpoints").iterdir() if path.name.startswith("step-"))
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    packed = tmp_path / "buffalo.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("w600k_r50.onnx", b"x")
+    (tmp_path / "renamed.onnx").write_bytes((finished / "model.pt").read_bytes())
+    (tmp_path / "renamed.pt").write_bytes((finished / "model.onnx").read_bytes())
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "net.pth").write_bytes(b"x")
+    table = {
+        run / "faces": "a dataset, not a model",
+        run / "runs": r"a folder of runs: name one, .*/runs/orl",
+        unfinished: r"not finished.*name .*/unfinished/checkpoints",
+        checkpoint: r"one checkpoint: name the folder that holds it, .*/checkpoints$",
+        packed: r"a zip archive of ONNX models \(w600k_r50\.onnx\)",
+        tmp_path / "renamed.onnx": r"a file of torch\.save: give it a name that ends with \.pt",
+        tmp_path / "renamed.pt": r"an ONNX model: give it a name that ends with \.onnx",
+        tmp_path / "loose": r"loose/net\.pth: name the file, with --backbone",
+        tmp_path / "nowhere": "does not exist, or holds nothing",
+        run / "faces" / "train.rec": "a dataset, not a model",
+    }
+    for path, says in table.items():
+        with pytest.raises(AppError, match=says):
+            load_model(path, backbone="r18" if path.suffix == ".pt" else "")

@@ -24,11 +24,17 @@ def test_tensorboard_reads_what_was_uploaded(bucket_url: str, tmp_path: Any) -> 
     log = EventLog(bucket_url, enabled=True, tensorboard=True)
     for step in range(3):
         log.add("train", step, loss=float(step), note="text is left out")
+    log.add("verification/lfw", 3, accuracy=0.5, tar_at_far={"1e-4": 0.25}, flag=True)
+    log.add_text("recipe", "[train]\nepochs = 2\n")
     log.close()
     (name,) = storage.list_names(f"{bucket_url}/tensorboard")
     (tmp_path / name).write_bytes(storage.read_bytes(f"{bucket_url}/tensorboard/{name}"))
     accumulator = EventAccumulator(str(tmp_path)).Reload()
     assert [event.value for event in accumulator.Scalars("train/loss")] == [0.0, 1.0, 2.0]
+    assert sorted(accumulator.Tags()["scalars"])[0] == "0 loss/train"
+    assert [event.value for event in accumulator.Scalars("verification/lfw/tar_at_far/1e-4")] == [0.25]
+    assert "verification/lfw/flag" not in accumulator.Tags()["scalars"]
+    assert b"    epochs = 2" in accumulator.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0]
 
 
 def test_other_ranks_write_nothing(bucket_url: str) -> None:
