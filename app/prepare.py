@@ -8,6 +8,7 @@ import time
 
 from app import storage
 from app.data.prepare.errors import PrepareError
+from app.data.prepare.export import export_images
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.index import rebuild_index
 from app.data.prepare.orl import prepare_orl
@@ -49,6 +50,8 @@ def _prepare(options: argparse.Namespace) -> str:
         return _prepare_folder(options)
     if options.kind == "pairs":
         return _prepare_pairs(options)
+    if options.kind == "export":
+        return export_images(options.data, options.output)
     if options.kind == "shuffle":
         return shuffle_dataset(options.data, options.output, options.seed)
     if options.kind == "split":
@@ -145,6 +148,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     check = kind("check", "statistics and integrity of a dataset", data)
     check.add_argument("--no-decode", action="store_true", help="leave the images undecoded")
     kind("index", "make train.idx again from train.rec", data)
+    kind("export", "records back to images, a folder a person", data, output)
     shuffle = kind("shuffle", "the same records in a random order", data, output)
     shuffle.add_argument("--seed", type=int, default=0)
     split = kind(
