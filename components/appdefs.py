@@ -13,6 +13,10 @@ from components.arguments import (
     check_environment,
     check_image,
     check_no_password,
+    check_number,
+    check_object_name,
+    check_run_name,
+    check_url,
     job_name,
     parse_nodes,
 )
@@ -24,6 +28,7 @@ from components.recipes import default_run_name, known_recipe
 PYTHON = "python"
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
 _LEAVE_SECONDS = 20
+_MOST_PROCESSES = 256  # a node without devices
 METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
 
@@ -31,12 +36,15 @@ TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status 
 def train_app(job: TrainJob) -> specs.AppDef:
     """A rendezvous process and elastic trainers; see ``arcface_dist``."""
     least, most = parse_nodes(job.nnodes)
-    _check(job, job.data, job.output, job.recipe)
+    _check(job, job.recipe, data=job.data, output=job.output)
+    _check_numbers(job)
     known_recipe(job.recipe)
     profile = load_profile(job.hardware)
+    check_number("--nproc_per_node", job.nproc_per_node, 0, profile.devices if profile.resource else _MOST_PROCESSES)
     processes = job.nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
     run_name = job.name or default_run_name(job.recipe)
+    check_run_name(run_name)
     app_args = [*recipe_arguments(job.recipe), "--name", run_name, *job.app_args]
     if job.app_args or "--recipe" not in app_args:
         check_app_options(app_args, most * processes)
@@ -80,6 +88,14 @@ def train_app(job: TrainJob) -> specs.AppDef:
     return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
 
 
+def _check_numbers(job: TrainJob) -> None:
+    check_number("--max_restarts", job.max_restarts, 0)
+    check_number("--rdzv_port", job.rdzv_port, 1, 65535)
+    check_number("--ttl_seconds", job.ttl_seconds, 0)
+    if job.rdzv_port == METRICS_PORT:
+        raise ComponentError(f"--rdzv_port {METRICS_PORT} is that of the metrics: take another")
+
+
 def _key_secret(job: TrainJob) -> str:
     """The Secret with the key of the rendezvous, beside that of the store: the rendezvous needs no other."""
     return f"{job.secret}-rdzv" if job.secret else ""
@@ -116,7 +132,7 @@ def verify_app(job: VerifyJob) -> specs.AppDef:
     """One process on one device; see ``arcface_verify``."""
     if not job.model or not job.sets:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
-    _check(job, job.model, job.sets, job.report)
+    _check(job, model=job.model, sets=job.sets, report=job.report)
     profile = load_profile(job.hardware).with_devices(1)
     arguments = [
         *("--model", job.model, "--sets-url", job.sets),
@@ -142,7 +158,7 @@ def prepare_app(job: PrepareJob) -> specs.AppDef:
     """One process without a device; see ``arcface_prepare``."""
     if not job.output:
         raise ComponentError("arcface_prepare needs --output (URL of the dataset's folder)")
-    _check(job, job.output)
+    _check(job, output=job.output)
     profile = load_profile("cpu")
     arguments = [job.kind, "--output", job.output, *job.app_args]
     _check_command("prepare", arguments)
@@ -157,12 +173,18 @@ def prepare_app(job: PrepareJob) -> specs.AppDef:
     return _single_role_app(f"prepare-{job.kind}", role, job, profile)
 
 
-def _check(job: TrainJob | VerifyJob | PrepareJob, *urls: str) -> None:
+def _check(job: TrainJob | VerifyJob | PrepareJob, *texts: str, **urls: str) -> None:
     """What every component refuses."""
     check_image(job.image)
     check_environment(job.env)
-    for url in (*urls, *job.app_args):
-        check_no_password("an argument", url)
+    check_object_name("--secret", job.secret)
+    check_object_name("--service_account", job.service_account)
+    check_number("--cpu", job.cpu, 0)
+    check_number("--memMB", job.memMB, 0)
+    for text in (*texts, *urls.values(), *job.app_args):
+        check_no_password("an argument", text)
+    for name, url in urls.items():
+        check_url(f"--{name}", url)
 
 
 def _single_role_app(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from urllib.parse import urlsplit
 
+from fsspec import available_protocols
+
 from components.image_registry import split_reference
 
-_NODES = re.compile(r"(\d+)(?::(\d+))?")
+_NODES = re.compile(r"([0-9]+)(?::([0-9]+))?")
+_MOST_NODES = 256  # TorchX writes a task of some 5 KB a node, and the API server takes objects of 1.5 MB
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a DNS subdomain, as Kubernetes names Secrets and accounts
 # As the registries' reference grammar has it (github.com/distribution/reference): a domain may have capitals and a
 # port, the path may not have capitals, then a tag, a digest, or both.
 _IMAGE = re.compile(
@@ -48,7 +54,63 @@ def parse_nodes(text: str) -> tuple[int, int]:
     most = int(match[2]) if match[2] else least
     if not 1 <= least <= most:
         raise ComponentError(f"--nnodes {text}: the least number must be at least 1 and not above the most")
+    if most > _MOST_NODES:
+        raise ComponentError(f"--nnodes {text[:40]}: more than {_MOST_NODES}, which is what fits into one Volcano job")
     return least, most
+
+
+def check_number(option: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuse a number out of its range.
+
+    Raises:
+        ComponentError: names the option and the range.
+    """
+    if value < least or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ComponentError(f"{option} must be {span}; got {value}")
+
+
+def check_object_name(option: str, name: str) -> None:
+    """Refuse what cannot be the name of a Kubernetes object; empty means none.
+
+    Raises:
+        ComponentError: names the option.
+    """
+    if name and (len(name) > 253 or not _OBJECT.fullmatch(name)):
+        raise ComponentError(f"{option} {name!r} is no name of an object: small letters, digits, '-' and '.'")
+
+
+def check_run_name(name: str) -> None:
+    """Refuse what is not one folder's name below the output.
+
+    Raises:
+        ComponentError: it is more than that, too long, or cannot be seen.
+    """
+    if not name.strip() or name in (".", "..") or "/" in name or len(name) > 200 or not name.isprintable():
+        raise ComponentError(
+            f"--name {name[:60]!r} is no name of a folder: up to 200 characters on one line, without a slash"
+        )
+
+
+def check_url(option: str, text: str) -> None:
+    """Refuse a URL of a kind that no storage driver knows; several stand between commas.
+
+    Raises:
+        ComponentError: names the scheme, and the nearest that is known.
+    """
+    known = set(available_protocols())
+    for url in text.split(","):
+        scheme, found, rest = url.strip().partition("://")
+        if found and scheme.partition("::")[0] not in known:
+            near = difflib.get_close_matches(scheme, known, 1, 0.5)
+            hint = f"did you mean {near[0]}://? " if near else ""
+            raise ComponentError(
+                f"{option} {url}: no storage is known as {scheme}://; {hint}s3://, gs://, oss:// and https:// are"
+            )
+        if found and not rest.strip("/") and scheme != "memory":
+            raise ComponentError(f"{option} {url}: no bucket behind {scheme}://")
+        if not url.isprintable():
+            raise ComponentError(f"{option} {url!r}: characters that cannot be seen")
 
 
 def job_name(text: str) -> str:
@@ -100,6 +162,8 @@ def check_environment(env: dict[str, str]) -> None:
                 f"--env {name}: the value would stand in the job for all to read; put it into the Secret that --secret "
                 "names, all of whose keys become environment variables"
             )
+        if not _VARIABLE.fullmatch(name):
+            raise ComponentError(f"--env {name!r} is no name of a variable: letters, digits and _, no digit first")
         check_no_password(f"--env {name}", value)
 
 

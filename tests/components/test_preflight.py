@@ -131,6 +131,8 @@ def test_local_schedulers_are_not_asked_for_images(data: str, capsys: pytest.Cap
     assert "skipped image: local_cwd asks no registry" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the app's plan is asked, in processes of its own
 @pytest.mark.usefixtures("server")
 def test_what_cannot_fit_is_refused_with_what_would(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     app = ["--", "--data.num-classes", "5000"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -58,8 +59,8 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
             ClusterError: it would refuse the job or its pods, or they could never start.
         """
         namespace = cfg.namespace or "default"
-        client = self._client_or_explain()
         check_places(resource)
+        client = self._client_or_explain()
         check_cluster(client, namespace, cfg.queue, _secrets(resource))
         self._call(
             namespace,
@@ -127,7 +128,9 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
 
     def _client_or_explain(self) -> Any:
         """The API client; a missing kubeconfig is said in words."""
-        client = self._api_client()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a kubeconfig that is not there: said below, in words
+            client = self._api_client()
         if client.configuration.host in ("", None, "http://localhost", "https://localhost"):
             raise NoClusterError("no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config")
         return client
