@@ -20,6 +20,7 @@ from app.data.prepare.findings import Findings, Skipped
 from app.data.prepare.parts import Prepared, pack_part, unpack_part
 from app.data.prepare.photograph import (
     ENDINGS,
+    HEIF_ENDINGS,
     Fit,
     PhotographError,
     ending,
@@ -105,7 +106,8 @@ def list_jobs(
         if is_system_file(file.name):
             skipped.append(Skipped(file.name, "system file", ""))
         elif ending(file.name) not in ENDINGS and ending(file.name):
-            skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read"))
+            more = ": pip install pillow-heif, and it is" if ending(file.name) in HEIF_ENDINGS else ""
+            skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read{more}"))
         elif not folder:
             skipped.append(Skipped(file.name, "in no person's folder", ""))
         elif file.size > MAX_FILE_BYTES:

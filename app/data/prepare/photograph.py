@@ -6,6 +6,8 @@ are pictures and nothing else are read: EPS, PDF or WMF would hand the file to a
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import unicodedata
 from typing import Literal
@@ -21,7 +23,10 @@ from app.data.recordio import RecordError
 Fit = Literal["pad", "crop", "stretch"]
 FITS: tuple[Fit, ...] = ("pad", "crop", "stretch")
 
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI")
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "HEIF")
+HEIF_ENDINGS = (".heic", ".heif")  # of telephones; read where the package pillow-heif is installed
+if importlib.util.find_spec("pillow_heif") is not None:
+    importlib.import_module("pillow_heif").register_heif_opener()
 Image.init()
 FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {

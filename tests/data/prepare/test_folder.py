@@ -71,6 +71,8 @@ def test_everything_is_taken_or_listed_with_its_reason(tmp_path: Path, capsys: p
         ("only broken/", "person without a picture"),
         ("nobody/", "person without a picture"),
     }
+    (heic,) = [row for row in table(out / "skipped.csv") if row["file"] == "anna/new.heic"]
+    assert heic["detail"] == ".heic is not read: pip install pillow-heif, and it is"
     captured = capsys.readouterr()
     assert "7 images of 3 people" in captured.out
     assert "3 unreadable" in captured.out
