@@ -1,5 +1,8 @@
 """Waiting for a store that is away: the same request again, with growing and jittered pauses, for a bounded time.
 
+Whoever knows how long the work can do without says so: ``persist`` waits until a deadline, and what is asked within it
+does not wait on its own account. Everything else has ``patiently``:
+
 A store that this process has heard from before gets ``ARCFACE_STORE_PATIENCE`` seconds (60 unless set) to come back;
 one that never answered gets none, so a mistyped address is told at once. What the store refuses is not asked twice.
 Drivers retry too, a few times within seconds; this is for outages that last longer.
@@ -34,6 +37,7 @@ class Counters:
 counters = Counters()
 _answered: set[str] = set()  # stores this process has heard from
 _lock = threading.Lock()
+_outer = threading.local()  # ``persists``: somebody further out waits already
 
 
 def patience() -> float:
@@ -55,21 +59,57 @@ def patiently(url: str, request: Callable[[], T], *, answers: Callable[[AppError
         AppError: the last error of the request.
     """
     store = _store_of(url)
-    deadline, pause = time.monotonic() + patience(), FIRST_PAUSE
-    said = False
-    while True:
+
+    def ask() -> T:
         try:
             result = request()
-            _answered.add(store)
-            return result
         except AppError as error:
             if answers(error):
                 _answered.add(store)
+            raise
+        _answered.add(store)
+        return result
+
+    if getattr(_outer, "persists", False):
+        return ask()
+    return _repeat(ask, time.monotonic() + patience(), lambda error: error.transient and store in _answered)
+
+
+def persist(action: Callable[[], T], until: float, *, whatever: bool = False) -> T:
+    """The result of ``action()``, tried again after errors of the store that may pass.
+
+    Args:
+        action: what to do; called at least once.
+        until: ``time.monotonic()`` after which the last error is raised.
+        whatever: try again after every error of the store: where work goes on meanwhile, there is time for somebody
+            to mend a policy or a key.
+
+    Raises:
+        AppError: the last one.
+    """
+
+    def attempt() -> T:
+        before, _outer.persists = getattr(_outer, "persists", False), True
+        try:
+            return action()
+        finally:
+            _outer.persists = before
+
+    return _repeat(attempt, until, lambda error: hasattr(error, "kind") and (whatever or error.transient))
+
+
+def _repeat(ask: Callable[[], T], until: float, may_pass: Callable[[AppError], bool]) -> T:
+    pause, said = FIRST_PAUSE, False
+    while True:
+        try:
+            return ask()
+        except AppError as error:
             wait = pause * random.uniform(0.5, 1.0)  # jitter: many processes must not come back at once
-            if not error.transient or store not in _answered or time.monotonic() + wait > deadline:
+            left = until - time.monotonic()
+            if not may_pass(error) or wait > left:
                 raise
             if not said:
-                print(f"warning: {error}; trying again for {patience():.0f} s", file=sys.stderr, flush=True)
+                print(f"warning: {error}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
                 said = True
             time.sleep(wait)
             with _lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -138,3 +139,34 @@ def test_a_store_that_never_answered_is_told_at_once(monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageError):
         patience.patiently("https://nowhere/x", request, answers=lambda _: False)
     assert len(calls) == 1
+
+
+def test_what_is_asked_within_a_deadline_does_not_wait_on_its_own_account(
+    faults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert storage.exists("s3://b/x")
+    faults += ["503"] * 1000
+    requests: list[float] = []
+
+    def read() -> bytes:
+        requests.append(time.monotonic())
+        return storage.read_bytes("s3://b/x")
+
+    monkeypatch.setenv("ARCFACE_STORE_PATIENCE", "100000")  # which would be waited first, if waits stacked
+    with pytest.raises(StorageError, match="s3://b/x"):
+        patience.persist(read, time.monotonic() + 1)
+    assert len(requests) > 2
+
+
+def test_a_deadline_allows_what_the_store_refuses_only_when_told() -> None:
+    answers = [StorageError("denied", kind="denied"), None]
+
+    def action() -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return "done"
+
+    with pytest.raises(StorageError):
+        patience.persist(action, time.monotonic() + 60)
+    answers[:0] = [StorageError("denied", kind="denied")]
+    assert patience.persist(action, time.monotonic() + 60, whatever=True) == "done"

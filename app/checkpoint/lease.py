@@ -16,7 +16,7 @@ import warnings
 
 from app import storage
 from app.checkpoint.manifest import CheckpointError
-from app.checkpoint.patience import persist
+from app.patience import persist
 from app.storage import StorageError
 
 RENEW_SECONDS = 10.0

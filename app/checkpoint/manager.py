@@ -28,10 +28,10 @@ from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.lease import Lease
 from app.checkpoint.manifest import CheckpointError, DamagedError, Manifest, StoredObject
 from app.checkpoint.names import Name, make_name, origin_of, parse_name, run_owner
-from app.checkpoint.patience import persist
 from app.checkpoint.state import TrainingState
 from app.checkpoint.transfer import open_tensors, put_manifest, read_manifest, write_tensors
 from app.errors import AppError
+from app.patience import persist
 from app.storage import StorageError
 from app.world import World
 

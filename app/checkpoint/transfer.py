@@ -11,8 +11,8 @@ from torch import Tensor
 
 from app import storage
 from app.checkpoint.manifest import CHUNK_BYTES, MOST_BYTES, DamagedError, Manifest, StoredObject
-from app.checkpoint.patience import persist
 from app.checkpoint.tensor_file import TensorFile, cut, digest, serialize
+from app.patience import persist
 from app.storage import StorageError
 
 _ONE_REQUEST_BYTES = 8 << 20  # smaller objects go in one request
