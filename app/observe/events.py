@@ -56,18 +56,26 @@ class EventLog:
         if not self.enabled:
             return
         self._lines.append(dump_json({"time": round(time.time(), 3), "kind": kind, "step": step, **values}))
-        if self._writer is not None:
-            for name, value in _numbers(values):
-                for tag in self._tags(f"{kind}/{name}"):
-                    self._writer.add_scalar(tag, value, step)
+        for name, value in _numbers(values):
+            for tag in self._tags(f"{kind}/{name}"):
+                self._draw("add_scalar", tag, value, step)
         self.trackers.log(kind, step, values)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def add_text(self, name: str, text: str) -> None:
         """Show a text in TensorBoard, as it is."""
-        if self._writer is not None:
-            self._writer.add_text(name, "".join(f"    {line}\n" for line in text.splitlines()))
+        self._draw("add_text", name, "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def _draw(self, what: str, *arguments: Any) -> None:
+        """Call TensorBoard's writer; where its local disk is full, go on without it."""
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, what)(*arguments)
+        except OSError as error:
+            self._writer = None  # not closed: that would wait for what cannot be written
+            warnings.warn(f"no more TensorBoard files from this start: {self._folder}: {error}", stacklevel=2)
 
     def _tags(self, tag: str) -> list[str]:
         if not self.reference_tags:
@@ -85,8 +93,8 @@ class EventLog:
         try:
             text = "".join(line + "\n" for line in self._lines)
             storage.write_bytes(storage.join(self.run_url, "events", f"{self._name}.jsonl"), text.encode())
+            self._draw("flush")
             if self._writer is not None and self._folder is not None:
-                self._writer.flush()
                 for path in self._folder.iterdir():
                     storage.write_bytes(storage.join(self.run_url, "tensorboard", path.name), path.read_bytes())
         except StorageError as error:
@@ -96,8 +104,7 @@ class EventLog:
         """Upload the rest and remove local files."""
         self.flush()
         self.trackers.finish()
-        if self._writer is not None:
-            self._writer.close()
+        self._draw("close")
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from app import storage
 from app.observe.events import EventLog, read_events
+from tests.jobs import ROOT
 
 
 def test_events_of_all_attempts_are_read_in_order(bucket_url: str) -> None:
@@ -64,3 +67,26 @@ def test_insightfaces_tensorboard_tags_stand_beside_ours(tmp_path: Any) -> None:
     assert tags["learning_rate"] == pytest.approx(0.1)
     assert tags["lfw"] == pytest.approx(0.9)
     assert "auc" not in tags
+
+
+FULL_DISK = """
+import resource, signal
+from app.observe.events import EventLog, read_events
+from tests.jobs import ROOT
+log = EventLog("memory://run", enabled=True, tensorboard=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # files here may not grow further: as on a full disk
+for step in range(400):
+    log.add("train", step, loss=1.0, rate=0.1)
+    if step % 50 == 0:
+        log.flush()
+log.close()
+assert len(read_events("memory://run")) == 400
+"""
+
+
+def test_a_full_disk_under_tensorboard_does_not_end_training() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no more TensorBoard files from this start" in done.stderr
