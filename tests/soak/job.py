@@ -136,7 +136,9 @@ class Job:
             # Without a restart it is over when the disturbance is and steps come again.
             if steps and (start is not None or (calm and steps[-1].time > self.watch.now - 1 and len(steps) > 3)):
                 incident.recovered = steps[0].time if start is not None else steps[-1].time
-                incident.restarted = start is not None
+                # A start is laid to the last disturbance before it, once.
+                last = start and max((i for i in self.incidents if i.began < start.time), key=lambda i: i.began)
+                incident.restarted = last is incident
                 if start is not None:
                     before = [s.step for s in self.watch.seen if s.loss is not None and s.time < start.time]
                     incident.lost_steps = max(0, max(before, default=0) - start.step)
