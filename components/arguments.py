@@ -150,11 +150,15 @@ def check_image(image: str) -> None:
         )
 
 
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
 def check_environment(env: dict[str, str]) -> None:
     """Refuse secrets among environment variables: whoever may read the job could read them.
 
     Raises:
-        ComponentError: a variable's name is that of a secret, or its value a URL with a password.
+        ComponentError: a variable's name is that of a secret or of one that torchrun sets, or its value a URL with a
+            password.
     """
     for name, value in env.items():
         if _names_a_secret(name) and value:
@@ -164,6 +168,8 @@ def check_environment(env: dict[str, str]) -> None:
             )
         if not _VARIABLE.fullmatch(name):
             raise ComponentError(f"--env {name!r} is no name of a variable: letters, digits and _, no digit first")
+        if name in _OF_TORCHRUN or name.startswith("TORCHELASTIC_"):
+            raise ComponentError(f"--env {name}: torchrun sets it for each process; leave it out")
         check_no_password(f"--env {name}", value)
 
 

@@ -196,6 +196,8 @@ def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
         ({"secret": "My Secret"}, "--secret 'My Secret' is no name of an object"),
         ({"service_account": "Bad_Name"}, "--service_account 'Bad_Name' is no name of an object"),
         ({"env": {"A B": "1"}}, "--env 'A B' is no name of a variable"),
+        ({"env": {"RANK": "0"}}, "--env RANK: torchrun sets it for each process"),
+        ({"env": {"TORCHELASTIC_RUN_ID": "x"}}, "--env TORCHELASTIC_RUN_ID"),
         ({"env": {"": "1"}}, "--env '' is no name of a variable"),
         ({"env": {"1A": "1"}}, "--env '1A' is no name of a variable"),
         ({"data": "s4://b/x"}, "--data s4://b/x: no storage is known as s4://; did you mean s3://?"),
