@@ -15,7 +15,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,8 +35,10 @@ from app.patience import persist
 from app.storage import StorageError
 from app.world import World
 
+T = TypeVar("T")
 _REPLICATED = "replicated.safetensors"
 _LEAST_TRY_SECONDS = 60.0  # a save is tried for as long, however old the last commit is
+_OVERTIME_SECONDS = 60.0  # of a request that was on its way when patience ended
 _COLLECT_SECONDS = 60.0  # the end of a run waits for the deletion of old checkpoints as long
 
 
@@ -72,6 +74,7 @@ class CheckpointManager:
         self.committed_step = -1  # of the newest commit that this process knows
         self._generation: int | None = None
         self._last_commit = time.monotonic()
+        self._save_ends = 0.0  # when the stage of a save that is under way is given up
         self._lease: Lease | None = None
         self._upload: Background[list[StoredObject]] | None = None
         self._commit: Background[None] | None = None
@@ -115,9 +118,9 @@ class CheckpointManager:
 
     @property
     def uploading(self) -> bool:
-        """This rank has not yet done its part of the save."""
+        """This rank has not yet done its part of the save, and patience has not ended."""
         work = self._commit or self._upload
-        return work is not None and not work.done
+        return work is not None and not work.done and time.monotonic() < self._save_ends
 
     def start_save(self, state: TrainingState) -> None:
         """Copy the state to host memory and upload it in the background; a collective.
@@ -130,6 +133,7 @@ class CheckpointManager:
             self._generation = agree(self.world, self._ask_generation)[0]
         self._folder = broadcast(self.world, make_name(state.step, self._generation, self.origin))
         copied, folder, until = self._state, self._folder, self._until()
+        self._save_ends = until + _OVERTIME_SECONDS
         self._upload = Background(lambda: self._write_objects(folder, copied, until), "checkpoint")
 
     def advance(self) -> Manifest | None:
@@ -147,7 +151,7 @@ class CheckpointManager:
                 self._start_commit(state)
                 return None
             manifest = self._manifest
-            agree(self.world, self._commit.result if self._commit is not None else lambda: None)
+            agree(self.world, lambda: self._wait(self._commit) if self._commit is not None else None)
         except AppError as error:
             self._forget_save()
             raise CheckpointError(f"checkpoint of step {state.step} not written: {error}") from error
@@ -159,14 +163,23 @@ class CheckpointManager:
         return manifest
 
     def _start_commit(self, state: TrainingState) -> None:
-        assert self._upload is not None
-        parts: list[list[StoredObject]] = agree(self.world, self._upload.result)
+        upload = self._upload
+        assert upload is not None
+        parts: list[list[StoredObject]] = agree(self.world, lambda: self._wait(upload))
         objects = tuple(item for part in parts for item in part)
         self._manifest, self._upload = Manifest(state.step, self.world.size, objects, dict(state.meta)), None
         if self.world.rank == 0:
             data, until = self._manifest.to_json(), self._until()
+            self._save_ends = until + _OVERTIME_SECONDS
             url = storage.join(self.url, self._folder, "manifest.json")
             self._commit = Background(lambda: self._put_manifest(url, data, until), "commit")
+
+    def _wait(self, work: Background[T]) -> T:
+        """Its result; a request that neither ends nor fails, as one at 1 kB/s, must not outlast patience."""
+        try:
+            return work.result(max(0.0, self._save_ends - time.monotonic()))
+        except TimeoutError as error:
+            raise StorageError(f"{self.url}: the store is too slow to take it in time", transient=True) from error
 
     def _put_manifest(self, url: str, data: bytes, until: float) -> None:
         problem = self._lease.problem if self._lease is not None else ""

@@ -133,6 +133,22 @@ def test_what_another_run_began_less_than_an_hour_ago_is_left_alone(bucket_url: 
     assert loaded.step == 7
 
 
+def test_an_upload_that_never_ends_does_not_outlast_patience(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    monkeypatch.setattr("app.checkpoint.manager._OVERTIME_SECONDS", 1.0)
+    monkeypatch.setattr("app.checkpoint.manager.write_tensors", lambda *_: free.wait(60))
+    checkpoints = manager(bucket_url, patience=1.0)
+    checkpoints.start_save(state(5))
+    assert checkpoints.uploading
+    while checkpoints.uploading:
+        time.sleep(0.01)
+    with pytest.raises(CheckpointError, match=r"step 5 not written: .*too slow") as caught:
+        checkpoints.advance()
+    assert caught.value.transient
+    assert not checkpoints.busy  # the next one may begin
+    free.set()
+
+
 def test_milestones_and_the_best_are_kept(bucket_url: str) -> None:
     checkpoints = manager(bucket_url, keep_last=1, keep_every=4)
     for step, best in enumerate([0.0, 0.7, 0.7, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 1):
