@@ -182,6 +182,7 @@ class Loop:
         rate = speed.images_per_second
         self._rates.append(rate)
         eta = self._remaining.after(speed.steps, speed.seconds, self.total_steps - self.step)
+        figures, waited = self.loader.figures(), speed.data_wait / max(1, speed.steps)
         self.progress.report(self.step, self._describe(lr, rate, epoch, eta))
         self.events.add(
             "train",
@@ -196,9 +197,9 @@ class Loop:
             loss_scale=self.trainer.loss_scale.scale,
             skipped_steps=self.trainer.loss_scale.skipped,
             world_size=self.world.size,
-            data_wait_seconds=speed.data_wait / max(1, speed.steps),
+            data_wait_seconds=waited,
             bad_records=self.bad_records,
-            **self.loader.figures(),
+            **figures,
         )
         self.metrics.step.set(self.step)
         self.metrics.loss.set(speed.mean_loss)
@@ -207,7 +208,7 @@ class Loop:
         self.metrics.data_wait_share.set(speed.data_wait_share)
         self.metrics.world_size.set(self.world.size)
         self.metrics.bad_records.set(self.bad_records)
-        self.metrics.set_data(speed.data_wait / max(1, speed.steps), self.loader.figures())
+        self.metrics.set_data(waited, figures)
         speed.restart()
 
     def _describe(self, lr: float, rate: float, epoch: int, eta: float) -> str:
