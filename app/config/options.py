@@ -50,7 +50,7 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".toml"):
         return parse_recipe(_read_text(name), name.rsplit("/", 1)[-1].removesuffix(".toml"), name)
     if name.endswith(".py"):
-        recipe = Recipe(name=name.rsplit("/", 1)[-1].removesuffix(".py"))
+        recipe = _named(name.rsplit("/", 1)[-1].removesuffix(".py"))
         for path, value in read_reference_config(_read_text(name), name).items():
             recipe = override(recipe, path, value, name)
         return recipe
@@ -58,6 +58,11 @@ def load_recipe(name: str) -> Recipe:
     if name not in names:
         raise RecipeError(f"unknown recipe {name!r}{hint(name, names)} --list-recipes shows all {len(names)}")
     return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)
+
+
+def _named(name: str) -> Recipe:
+    """The defaults; a run is called as its recipe unless ``--name`` says otherwise."""
+    return Recipe(name=name, origin=name)
 
 
 def _read_text(url: str) -> str:
@@ -73,7 +78,7 @@ def parse_recipe(text: str, name: str, where: str) -> Recipe:
         tables = parse_toml(text, where)
     except ParseError as error:
         raise RecipeError(str(error)) from error
-    recipe = Recipe(name=name)
+    recipe = _named(name)
     for section, fields in tables.items():
         if not isinstance(fields, dict):
             raise RecipeError(f"{where}: {section!r} stands outside a table{hint(section, sections())}")

@@ -118,7 +118,8 @@ class OutputConfig:
 class Recipe:
     """Everything that defines a run."""
 
-    name: str = "custom"
+    name: str = "custom"  # of the run
+    origin: str = field(default="custom", compare=False)  # the recipe it began from; says nothing of what is run
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -133,7 +134,7 @@ class Recipe:
 def sections() -> dict[str, type]:
     """The configuration classes by the name of their section, in the recipe's order."""
     kinds = typing.get_type_hints(Recipe)
-    return {field.name: kinds[field.name] for field in fields(Recipe) if field.name != "name"}
+    return {field.name: kinds[field.name] for field in fields(Recipe) if field.name not in ("name", "origin")}
 
 
 def all_settings() -> Iterator[tuple[str, Setting]]:

@@ -73,7 +73,8 @@ def summarize(loop: Loop) -> dict[str, Any]:
     """The figures of a run, and what it came from, as plain JSON."""
     recipe = loop.recipe
     return {
-        "recipe": recipe.name,
+        "name": recipe.name,
+        "recipe": recipe.origin,
         "accuracy_highest": dict(loop.verifier.highest),
         "fps": loop.images_per_second,
         "epochs": recipe.train.epochs,
@@ -93,7 +94,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     """The closing table, with the figures that the reference's users compare, and below it what the run came from."""
     highest = ", ".join(f"{name} {value:.5f}" for name, value in summary["accuracy_highest"].items()) or "-"
     cells = {
-        "Name": summary["recipe"],
+        "Name": summary["name"],
         "Accuracy-Highest": highest,
         "FPS": f"{summary['fps']:.1f}",
         "Epochs": str(summary["epochs"]),
@@ -102,6 +103,7 @@ def format_summary(summary: dict[str, Any]) -> str:
     }
     head, row = " | ".join(cells), " | ".join(cells.values())
     rest = {
+        "Recipe": summary["recipe"],
         "Backbone": summary["backbone"],
         "Dataset": f"{summary['dataset']}, {summary['classes']} classes",
         "Steps": f"{summary['steps']} of {summary['global_batch']} images; {summary['seconds']} s in the last start",

@@ -14,17 +14,32 @@ from app.train import main
 from tests.jobs import SMALL, write_faces
 
 
-def test_summary_names_data_code_and_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_names_recipe_data_code_and_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_faces(str(tmp_path / "faces"), classes=3, per_class=4)
     where = ["--data.url", str(tmp_path / "faces"), "--output.url", str(tmp_path), "--output.onnx", "false"]
-    assert main([*SMALL, *where, "--train.epochs", "1"]) == 0
-    summary = json.loads((tmp_path / "orl" / "summary.json").read_text())
+    monkeypatch.setenv("TORCHX_JOB_ID", "kubernetes://torchx/faces:mine-abc")
+    monkeypatch.setenv("TORCHX_TRACKER_ARCFACE_CONFIG", str(tmp_path / "tracker"))
+    assert main([*SMALL, *where, "--train.epochs", "1", "--name", "mine"]) == 0
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "tracker").iterdir())
+    assert record["run_id"] == "kubernetes://torchx/faces:mine-abc"
+    assert (record["metadata"]["name"], record["metadata"]["recipe"]) == ("mine", "orl")
+    assert record["metadata"]["run_url"] == str(tmp_path / "mine")
+    summary = json.loads((tmp_path / "mine" / "summary.json").read_text())
     assert (summary["classes"], summary["steps"], summary["global_batch"]) == (3, 2, 6)
     assert summary["dataset"] == str(tmp_path / "faces")
     assert summary["app_version"] == __version__
     assert (summary["python_version"], summary["torch_version"]) == (platform.python_version(), torch.__version__)
     assert summary["seconds"] > 0
-    text = (tmp_path / "orl" / "summary.md").read_text()
-    for part in ("3 classes", str(tmp_path / "faces"), f"arcface-torchx {__version__}", "Hardware: 1 x cpu"):
+    text = (tmp_path / "mine" / "summary.md").read_text()
+    for part in (
+        "| mine |",
+        "Recipe: orl",
+        "3 classes",
+        str(tmp_path / "faces"),
+        f"arcface-torchx {__version__}",
+        "Hardware: 1 x cpu",
+    ):
         assert part in text
     assert text in capsys.readouterr().out
