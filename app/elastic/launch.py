@@ -158,9 +158,11 @@ def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: 
     conf = {
         "join_timeout": options.join_timeout,
         "last_call_timeout": options.last_call_timeout,
-        "read_timeout": 300,
+        "read_timeout": 60,
+        # A node is lost after eight silent seconds: longer than a busy machine forgets a process, and a good part of
+        # what recovery may take.
         "keep_alive_interval": 2,
-        "keep_alive_max_attempt": 3,
+        "keep_alive_max_attempt": 4,
     }
     local = ["--local-addr", address] if (address := local_address(endpoint)) else []
     return [
@@ -217,7 +219,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rdzv-port", type=int, default=29500)
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--join-timeout", type=int, default=1800, help="seconds to wait for the least number of nodes")
-    parser.add_argument("--last-call-timeout", type=int, default=30, help="seconds to wait for more nodes than that")
+    parser.add_argument("--last-call-timeout", type=int, default=15, help="seconds to wait for more nodes than that")
     # Long enough to commit a checkpoint; a worker that hangs in a collective holds a new round up for as long.
     parser.add_argument("--shutdown-timeout", type=int, default=60, help="seconds from SIGTERM to SIGKILL of a worker")
     parser.add_argument("--dns-timeout", type=float, default=300.0, help="seconds")

@@ -15,16 +15,19 @@ import hashlib
 import hmac
 import os
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import Store, TCPStore
+from torch.distributed import DistStoreError, Store, TCPStore
 
 from app.errors import AppError
 
 _TOKEN, _TOKEN_FILE = "ARCFACE_RDZV_TOKEN", "ARCFACE_RDZV_TOKEN_FILE"
 _MAC_BYTES = 32
+_POLL_SECONDS = 0.1
 
 
 class RunKeyError(AppError):
@@ -66,13 +69,23 @@ def connect(host: str, port: int, run_id: str, timeout: float = 30.0) -> SignedS
 
 
 class SignedStore(Store):
-    """Signs what goes into ``inner`` and checks what comes out of it."""
+    """Signs what goes into ``inner`` and checks what comes out of it.
+
+    It waits by asking again and again: torch's client waits under a lock, which heartbeats on the same connection need.
+    ``on_wait``: called meanwhile; what it raises ends the wait.
+    """
 
     def __init__(self, inner: Store, key: bytes) -> None:
         super().__init__()
         self.inner, self._key = inner, key
+        self.on_wait: Callable[[], None] = lambda: None
+        self._timeout: timedelta = inner.timeout  # type: ignore[attr-defined]  # torch's stubs lack it
         self._last: dict[str, str] = {}  # the last proven value of each key, as it is stored
         self._warned = False
+
+    def beside(self) -> SignedStore:
+        """Another view of the same store, with an ``on_wait`` of its own."""
+        return SignedStore(self.inner, self._key)
 
     def sign(self, key: str, value: bytes | str) -> str:
         """How a value is stored."""
@@ -127,6 +140,7 @@ class SignedStore(Store):
 
     def get(self, key: str) -> bytes:
         while True:
+            self.wait([key])
             raw = self.inner.get(key)
             if (value := self._open(key, raw)) is not None:
                 return value
@@ -163,7 +177,12 @@ class SignedStore(Store):
         return self.inner.num_keys()
 
     def wait(self, keys: list[str], *timeout: timedelta) -> None:
-        self.inner.wait(keys, *timeout)
+        deadline = time.monotonic() + (timeout[0] if timeout else self._timeout).total_seconds()
+        while not self.inner.check(keys):
+            if time.monotonic() > deadline:
+                raise DistStoreError(f"not in the store within the timeout: {', '.join(keys)}")
+            self.on_wait()
+            time.sleep(_POLL_SECONDS)
 
     def set_timeout(self, timeout: timedelta) -> None:
-        self.inner.set_timeout(timeout)
+        self._timeout = timeout

@@ -61,6 +61,30 @@ def test_of_four_nodes_one_is_lost_and_one_joins_late(data: str, tmp_path: Path)
         assert [node.poll() for node in (*nodes[:3], late)] == [None] * 4  # nobody else was lost
 
 
+def test_two_nodes_lost_within_a_second_are_replaced(data: str, tmp_path: Path) -> None:
+    """The second one is killed while the others meet again without the first."""
+    output = f"{data}/runs"
+    with Cluster(make_app("2:4", data, output, *JOB, "--train.epochs", "400"), tmp_path, output) as job:
+        job.hurry()
+        for _ in range(4):
+            job.add_node()
+        job.wait_for(lambda: (job.starts() or [(0, 0)])[-1][1] == 4, "a start with four nodes")
+        job.wait_for(lambda: committed(output) > 0, "a checkpoint")
+        for pause in (0.2, 3.0):
+            starts = len(job.starts())
+            first, second = [node for node in job.nodes if node.poll() is None][-2:]
+            kill_tree(first.pid)
+            time.sleep(pause)
+            kill_tree(second.pid)
+            for _ in range(2):
+                job.add_node()
+            job.wait_for(
+                lambda before=starts: len(job.starts()) > before and job.starts()[-1][1] == 4,  # type: ignore[misc]
+                "a start with four nodes again",
+                120,
+            )
+
+
 def test_sigterm_to_all_commits_a_checkpoint_of_the_last_step(data: str, tmp_path: Path) -> None:
     output = f"{data}/runs"
     options = (*JOB, "--train.epochs", "200", "--checkpoint.every-steps", "100000")

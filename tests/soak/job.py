@@ -59,26 +59,34 @@ class Job:
         """Agents that run."""
         return [node for node in self.cluster.nodes if node.poll() is None]
 
-    def disturb(self, what: Disturbance) -> None:
-        """Let it happen now."""
-        steps = self.watch.steps_since(0)
-        self.incidents.append(Incident(what.kind, self.watch.now, steps[-1].step if steps else 0, what.at_once))
+    def disturb(self, what: Disturbance) -> bool:
+        """Let it happen now; returns whether it did: it needs somebody it can happen to."""
         nodes = self.live()
         node = nodes[int(what.who * len(nodes))]
         workers = workers_of(node)
+        if what.kind.startswith("node") and len(nodes) <= LEAST_NODES:
+            return False
+        if what.kind.startswith("worker") and not workers:
+            return False
+        if what.kind == "rendezvous killed" and not self._rendezvous_lives():
+            return False
+        steps = self.watch.steps_since(0)
+        self.incidents.append(Incident(what.kind, self.watch.now, steps[-1].step if steps else 0, what.at_once))
         match what.kind:
             case "worker killed":
                 for worker in workers:
-                    worker.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
             case "worker hangs" | "worker pauses":
                 for worker in workers:
-                    worker.suspend()
+                    with suppress(psutil.NoSuchProcess):
+                        worker.suspend()
                 if what.kind == "worker pauses":
                     self._later(what.seconds, lambda: _wake(workers))
-            case "node lost" if len(nodes) > LEAST_NODES:
+            case "node lost":
                 kill_tree(node.pid)
                 self._later(what.seconds, lambda: None)
-            case "node leaves" if len(nodes) > LEAST_NODES:
+            case "node leaves":
                 node.send_signal(signal.SIGTERM)
             case "rendezvous killed":
                 assert self.cluster.rendezvous is not None
@@ -87,6 +95,10 @@ class Job:
                 self._later(what.seconds / 3, self.cluster.start_rendezvous)
             case "store away" | "store resets" | "store slow" | "store flaky":
                 self._break_store(what)
+        return True
+
+    def _rendezvous_lives(self) -> bool:
+        return self.cluster.rendezvous is not None and self.cluster.rendezvous.poll() is None
 
     def _break_store(self, what: Disturbance) -> None:
         kind = {"store away": "503", "store resets": "reset", "store slow": "slow"}.get(what.kind, "")
@@ -216,8 +228,7 @@ def run_disturbed(
             job.wait(lambda until=quiet: watch.now > until, RECOVERY_LIMIT, "a pause")  # type: ignore[misc]
             if watch.now - began > seconds:
                 break
-            if job.live():
-                job.disturb(disturbance)
+            if job.live() and job.disturb(disturbance):
                 print(f"{watch.now:6.0f} s  step {job.incidents[-1].step:5d}  {disturbance.kind}", flush=True)
         job.wait(job.calm, RECOVERY_LIMIT, "recovery")
         job.wait(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tests.soak.disturbances import KINDS, draw
-from tests.soak.job import Incident
+from tests.faults.proxy import Proxy
+from tests.soak.disturbances import KINDS, Disturbance, draw
+from tests.soak.job import Incident, Job
 from tests.soak.report import compare_losses, compare_weights, make_table
 from tests.soak.report import draw as draw_picture
 from tests.soak.watch import Watch
@@ -47,3 +50,29 @@ def test_one_bit_is_a_difference() -> None:
 def test_the_table_has_medians_and_extremes() -> None:
     incidents = [Incident("a", 0.0, 1, False, t, lost_steps=int(t), restarted=True) for t in (1.0, 2.0, 9.0)]
     assert make_table(incidents).splitlines()[-1] == "| all | 3 | 3 | 2 | 9 | 9 |"
+
+
+def test_what_cannot_happen_is_not_counted(tmp_path: Path) -> None:
+    """With as many nodes as must be there none is lost; without a worker none is killed."""
+
+    class Nodes:
+        rendezvous = None
+
+        def __init__(self, number: int) -> None:
+            self.nodes = [subprocess.Popen(["sleep", "600"]) for _ in range(number)]
+
+    cluster: Any = Nodes(2)
+    job = Job(cluster, Watch(tmp_path), Proxy("http://127.0.0.1:9"), 1)
+    try:
+        for kind in ("node lost", "node leaves", "worker killed", "worker hangs", "rendezvous killed"):
+            assert not job.disturb(Disturbance(kind, 0.0, False, 0.5, 1.0)), kind
+        assert not job.incidents
+        cluster.nodes.append(subprocess.Popen(["sleep", "600"]))
+        assert job.disturb(Disturbance("node lost", 0.0, False, 0.99, 1.0))
+        assert job.disturb(Disturbance("store away", 0.0, False, 0.5, 1.0))
+        assert [incident.kind for incident in job.incidents] == ["node lost", "store away"]
+        assert cluster.nodes[2].wait(30) != 0
+    finally:
+        for node in cluster.nodes:
+            node.kill()
+            node.wait()
