@@ -108,6 +108,15 @@ def setting(
     return dataclasses.field(default=default, metadata={_KEY: about})
 
 
+def first_problem(config: object) -> str:
+    """The first field of a configuration whose value is not possible, and what it takes; empty when all are."""
+    kind: type = type(config)
+    for name, about in settings_of(kind).items():
+        if problem := about.problem(getattr(config, name)):
+            return f"{name} {problem}: {about.meaning}"
+    return ""
+
+
 @functools.cache
 def settings_of(section: type) -> Mapping[str, Setting]:
     """The fields of a configuration class, in their order.

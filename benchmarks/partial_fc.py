@@ -29,9 +29,9 @@ from torch import Tensor
 
 from app.device import dtype_of
 from app.head.class_shards import sample_classes
-from app.head.margins import build_margin
+from app.head.config import HeadConfig
 from app.head.optimizer import CentreOptimizer
-from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.head.partial_fc import HeadShape, PartialFC
 from benchmarks.machine import describe
 
 SIZE, SCALE, MARGIN, LR = 512, 64.0, 0.5, 0.1
@@ -75,15 +75,8 @@ Step = Callable[[int, Tensor, Tensor], float]
 
 def make_ours(case: Case) -> Step:
     """This project's head."""
-    config = PartialFCConfig(
-        SIZE,
-        case.classes,
-        SCALE,
-        case.rate,
-        centre_dtype=dtype_of(case.stored),
-        matmul_dtype=dtype_of(case.precision),
-    )
-    head = PartialFC(config, build_margin("combined", 1, MARGIN, 0))
+    config = HeadConfig(m2=MARGIN, scale=SCALE, sample_rate=case.rate, centre_dtype=case.stored)
+    head = PartialFC(config, HeadShape(SIZE, case.classes, matmul_dtype=dtype_of(case.precision)))
     optimizer = CentreOptimizer(head, "sgd", momentum_dtype=dtype_of(case.stored))
 
     def step(number: int, embeddings: Tensor, labels: Tensor) -> float:

@@ -12,30 +12,31 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from app.head.margins import build_margin
+from app.device import dtype_of
+from app.head.config import HeadConfig
 from app.head.optimizer import CentreOptimizer
-from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.head.partial_fc import HeadShape, PartialFC
 from benchmarks.machine import describe
 
 CLASSES, SIZE, BATCH, NOISE = 2000, 64, 128, 1.0
 FORMS = {
-    "all float32": (torch.float32, torch.float32),
-    "momentum bfloat16": (torch.float32, torch.bfloat16),
-    "centres bfloat16": (torch.bfloat16, torch.float32),
-    "both bfloat16": (torch.bfloat16, torch.bfloat16),
+    "all float32": ("float32", "float32"),
+    "momentum bfloat16": ("float32", "bfloat16"),
+    "centres bfloat16": ("bfloat16", "float32"),
+    "both bfloat16": ("bfloat16", "bfloat16"),
 }
 
 
-def accuracy(seed: int, steps: int, centre_dtype: torch.dtype, momentum_dtype: torch.dtype) -> float:
+def accuracy(seed: int, steps: int, centre_dtype: str, momentum_dtype: str) -> float:
     """Share of 10,000 fresh samples whose nearest centre is their class's."""
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(CLASSES, SIZE, generator=generator)
     backbone = torch.nn.Linear(SIZE, SIZE)
     with torch.no_grad():
         backbone.weight.normal_(0, SIZE**-0.5, generator=generator)
-    config = PartialFCConfig(SIZE, CLASSES, 32.0, seed=seed, centre_dtype=centre_dtype)
-    head = PartialFC(config, build_margin("combined", 1, 0.3, 0))
-    centres = CentreOptimizer(head, "sgd", momentum_dtype=momentum_dtype)
+    config = HeadConfig(m2=0.3, scale=32.0, centre_dtype=centre_dtype)
+    head = PartialFC(config, HeadShape(SIZE, CLASSES, seed=seed))
+    centres = CentreOptimizer(head, "sgd", momentum_dtype=dtype_of(momentum_dtype))
     optimizer = torch.optim.SGD(backbone.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
 
     def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from app.checkpoint.config import CheckpointConfig
 from app.data.config import DataConfig
 from app.errors import AppError
 from app.head.config import HeadConfig
-from app.settings import Setting, setting, settings_of
+from app.settings import Setting, first_problem, setting, settings_of
 
 
 class RecipeError(AppError):
@@ -150,10 +150,9 @@ def validate(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: names the first field that is not, and what it takes.
     """
-    for path, about in all_settings():
-        section, name = path.split(".")
-        if problem := about.problem(getattr(getattr(recipe, section), name)):
-            raise RecipeError(f"{path} {problem}: {about.meaning}")
+    for section in sections():
+        if problem := first_problem(getattr(recipe, section)):
+            raise RecipeError(f"{section}.{problem}")
     try:
         rising = [float(epoch) for epoch in recipe.optim.milestones]
     except ValueError:

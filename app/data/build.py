@@ -10,7 +10,7 @@ from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.data.folder_source import FolderSource
 from app.data.folder_url import check_folder_url, explain_missing_dataset
-from app.data.loader import Loader, LoaderConfig
+from app.data.loader import Loader
 from app.data.mixture import Mixture
 from app.data.order import expected_pairs, make_order
 from app.data.records import RecordSource
@@ -110,18 +110,7 @@ def make_loader(
         window_bytes=int(data.window_mb * 2**20),
         block_bytes=int(data.block_mb * 2**20),
     )
-    config = LoaderConfig(
-        batch_size,
-        data.image_size,
-        num_classes,
-        seed,
-        augment=data.augment,
-        resize=data.resize,
-        threads=data.workers,
-        prefetch=data.prefetch,
-        max_bad_share=data.max_bad_share,
-    )
-    loader = Loader(source, order, config, copies)
+    loader = Loader(source, order, data, batch_size=batch_size, num_classes=num_classes, copies=copies)
     if loader.steps_per_epoch == 0:
         raise SourceError(
             f"{source.url} has {len(source)} images, fewer than one global batch of {batch_size} x "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.data.augment import AUGMENTATIONS, draw_batch, sample_generator, strong_augmentation
+from app.data.config import DataConfig
 from app.data.decode import decode_into, resize
 from app.data.order import SampleOrder
 from app.data.recordio import RecordError
@@ -54,32 +55,32 @@ class Batch:
         return images if self.draws is None else AUGMENTATIONS[self.augment](images, self.draws)
 
 
-@dataclass(frozen=True)
-class LoaderConfig:
-    """How batches are made; see ``DataConfig`` for the fields."""
-
-    batch_size: int
-    image_size: int
-    num_classes: int
-    seed: int
-    augment: str = "flip"
-    resize: str = "warn"
-    threads: int = 4
-    prefetch: int = 4
-    max_bad_share: float = 0.001
-
-
 class Loader:
-    """Yields, step by step, one ``Batch`` for each of this process's logical workers."""
+    """Yields, step by step, one ``Batch`` for each of this process's logical workers.
+
+    Args:
+        config: the section ``[data]`` of the recipe.
+        batch_size: B, samples of one logical worker in a step.
+        num_classes: of the run; labels must be below it.
+        copies: sends batches to the device as soon as they are decoded.
+    """
 
     def __init__(
-        self, source: Source, order: SampleOrder, config: LoaderConfig, copies: BatchCopies | None = None
+        self,
+        source: Source,
+        order: SampleOrder,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        num_classes: int,
+        copies: BatchCopies | None = None,
     ) -> None:
         self._source = source
         self._copies = copies
         self.order = order
+        self.batch_size, self.num_classes = batch_size, num_classes
         self._config = config
-        self._decoders = ThreadPoolExecutor(max(1, config.threads), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(max(1, config.workers), thread_name_prefix="decode")
         self._fetchers = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch")
         self._lock = threading.Lock()
         self.bad_records = 0  # of this process since its start, in batches that are not yet trained too
@@ -90,14 +91,9 @@ class Loader:
         self._named: set[int] = set()  # positions of bad records that were warned about
 
     @property
-    def batch_size(self) -> int:
-        """B, samples of one logical worker in a step."""
-        return self._config.batch_size
-
-    @property
     def steps_per_epoch(self) -> int:
         """Whole global batches in an epoch."""
-        return self.order.samples_per_worker // self._config.batch_size
+        return self.order.samples_per_worker // self.batch_size
 
     def steps(self, epoch: int, first: int, workers: Sequence[int]) -> Iterator[list[Batch]]:
         """The steps ``first``.. of an epoch: a list of one batch for each of ``workers``.
@@ -105,7 +101,7 @@ class Loader:
         Raises:
             RecordError: too many records are unreadable, or a label is out of range.
         """
-        start = first * self._config.batch_size
+        start = first * self.batch_size
         streams = {w: WindowStream(self._source, self.order, epoch, w, self._fetchers, start) for w in workers}
         specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
         pending: deque[Future[Batch]] = deque()
@@ -137,14 +133,13 @@ class Loader:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     def _make_batch(self, stream: WindowStream, epoch: int, step: int) -> Batch:
-        config = self._config
-        start = step * config.batch_size
-        positions, records = stream.read(start, start + config.batch_size)
-        size = config.image_size
+        config, batch_size, size = self._config, self.batch_size, self._config.image_size
+        start = step * batch_size
+        positions, records = stream.read(start, start + batch_size)
         started = time.perf_counter()
-        pixels = self._new_buffer((config.batch_size, size, size, 3))
+        pixels = self._new_buffer((batch_size, size, size, 3))
         images = pixels.numpy()
-        labels = np.zeros(config.batch_size, dtype=np.int64)
+        labels = np.zeros(batch_size, dtype=np.int64)
         good: list[int] = []
         for i, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
             try:
@@ -153,15 +148,15 @@ class Loader:
                 self._count_bad(position, error, epoch, step)
                 continue
             if config.augment == "strong":
-                images[i] = strong_augmentation(images[i], sample_generator(config.seed, epoch, position))
+                images[i] = strong_augmentation(images[i], sample_generator(self.order.seed, epoch, position))
             good.append(i)
         if not good:
             raise RecordError(f"{self._source.describe(int(positions[0]))} and all others of its batch are unreadable")
-        for i in sorted(set(range(config.batch_size)) - set(good)):
+        for i in sorted(set(range(batch_size)) - set(good)):
             # A copy of a good sample keeps the batch's size, and so the order of all later ones.
             images[i], labels[i], positions[i] = images[good[0]], labels[good[0]], positions[good[0]]
         with self._lock:
-            self.samples_read += config.batch_size
+            self.samples_read += batch_size
             self.decode_seconds += time.perf_counter() - started
         there = None
         if self._copies is not None:
@@ -170,10 +165,10 @@ class Loader:
             pixels.permute(0, 3, 1, 2),
             torch.from_numpy(labels),
             torch.from_numpy(positions),
-            draw_batch(config.seed, epoch, positions),
+            draw_batch(self.order.seed, epoch, positions),
             config.augment,
             there,
-            config.batch_size - len(good),
+            batch_size - len(good),
         )
 
     def _new_buffer(self, shape: tuple[int, ...]) -> Tensor:
@@ -186,21 +181,21 @@ class Loader:
 
     def _decode(self, position: int, record: bytes, out: NDArray[np.uint8]) -> int:
         """Decode a sample into ``out`` and return its class."""
-        config = self._config
+        size = self._config.image_size
         label, encoded = self._source.parse(position, record)
         try:
             image = decode_into(encoded, out) if isinstance(encoded, bytes) else encoded
         except RecordError as error:
             raise RecordError(f"{self._source.describe(position)}: {error}") from error
-        if not (0 <= label < config.num_classes and label == int(label)):
+        if not (0 <= label < self.num_classes and label == int(label)):
             raise MisfitError(
-                f"{self._source.describe(position)}: label {label:g} is outside 0..{config.num_classes - 1} or no "
+                f"{self._source.describe(position)}: label {label:g} is outside 0..{self.num_classes - 1} or no "
                 "whole number: correct data.num_classes or the dataset"
             )
         if image is not None:
             if image.shape != out.shape:
                 self._report_size(position, image)
-                image = resize(image, config.image_size, config.image_size)
+                image = resize(image, size, size)
             out[:] = image
         return int(label)
 

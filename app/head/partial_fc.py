@@ -17,9 +17,11 @@ from app.device import dtype_of
 from app.errors import AppError
 from app.head.class_shards import class_range, sample_classes
 from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
-from app.head.margins import Margin
+from app.head.config import HeadConfig
+from app.head.margins import make_margin
 from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings
 from app.seeds import torch_stream
+from app.settings import first_problem
 
 ABSENT = -1  # label of a row that only fills up a micro-batch
 _PIECE = 4096  # classes whose initial centres come from one random stream
@@ -41,31 +43,29 @@ def product_dtype(precision: str, train_precision: str, device_kind: str) -> tor
 
 
 @dataclass(frozen=True)
-class PartialFCConfig:
-    """Sizes and options of the head; see ``HeadConfig`` for the fields.
+class HeadShape:
+    """What a head is told besides its section: sizes, and what the section's ``auto`` and 0 come to on its device.
+
+    Args:
+        logical_shards: parts that classes are sampled in; the run's logical workers.
+        matmul_dtype: type of the products, see ``product_dtype``.
+        block_bytes: memory of one block of centres, its momentum and logits.
 
     Raises:
-        HeadError: a value is out of its range; names it.
+        HeadError: a size is not above 0; names it.
     """
 
     embedding_size: int
     num_classes: int
-    scale: float = 64.0
-    sample_rate: float = 1.0
-    interclass_filtering: float = 0.0
     logical_shards: int = 1
     seed: int = 0
-    centre_dtype: torch.dtype = torch.float32
     matmul_dtype: torch.dtype = torch.float32
     block_bytes: int = 8 << 20
 
     def __post_init__(self) -> None:
-        for name in ("embedding_size", "num_classes", "scale", "logical_shards", "block_bytes"):
+        for name in ("embedding_size", "num_classes", "logical_shards", "block_bytes"):
             if not getattr(self, name) > 0:
                 raise HeadError(f"head: {name} must be above 0, got {getattr(self, name)}")
-        for name in ("sample_rate", "interclass_filtering"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise HeadError(f"head.{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -93,45 +93,51 @@ class PartialFC(nn.Module):
     Use one step as ``begin_step(...)``, ``forward`` and backward for each micro-batch, then, when the step is finite on
     all ranks, ``CentreOptimizer.step``. The centres have no ``.grad``.
 
+    Args:
+        config: the section ``[head]`` of the recipe.
+
     Raises:
-        HeadError: more ranks than classes.
+        HeadError: more ranks than classes, or a value of the section that is not possible; names it.
+        MarginError: values that the margin does not take.
     """
 
-    def __init__(self, config: PartialFCConfig, margin: Margin, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: HeadConfig, shape: HeadShape, device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.config = config
-        self.margin = margin.to(device)
+        if problem := first_problem(config):
+            raise HeadError(f"head.{problem}")
+        self.config, self.shape = config, shape
+        self.margin = make_margin(config).to(device)
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        if self.world > config.num_classes:
+        if self.world > shape.num_classes:
             raise HeadError(
-                f"{self.world} processes cannot share {config.num_classes} classes: start at most {config.num_classes}"
+                f"{self.world} processes cannot share {shape.num_classes} classes: start at most {shape.num_classes}"
             )
         self.start, self.stop = self._own_range()
-        self.settings = SoftmaxSettings(config.scale, config.interclass_filtering, config.matmul_dtype)
+        self.settings = SoftmaxSettings(config.scale, config.interclass_filtering, shape.matmul_dtype)
         self.centres = self._initial_centres(torch.device(device))
         self.active = ActiveCentres(self.centres, None)
         self._batches: list[_MicroBatch] = []
         self._norms: list[Tensor] = []  # of this step's embeddings, all ranks', where the margin follows them
 
     def _own_range(self) -> tuple[int, int]:
-        return class_range(self.config.num_classes, self.world, self.rank)
+        return class_range(self.shape.num_classes, self.world, self.rank)
 
     def _initial_centres(self, device: torch.device) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
-        config = self.config
-        centres = torch.empty((self.stop - self.start, config.embedding_size), dtype=config.centre_dtype, device=device)
-        drawn = torch.empty(_PIECE, config.embedding_size)
+        shape, dtype = self.shape, dtype_of(self.config.centre_dtype)
+        centres = torch.empty((self.stop - self.start, shape.embedding_size), dtype=dtype, device=device)
+        drawn = torch.empty(_PIECE, shape.embedding_size)
         for first in range(self.start - self.start % _PIECE, self.stop, _PIECE):
-            drawn.normal_(0, 0.01, generator=torch_stream(config.seed, "head.centres", first // _PIECE))
+            drawn.normal_(0, 0.01, generator=torch_stream(shape.seed, "head.centres", first // _PIECE))
             low, high = max(self.start, first), min(self.stop, first + _PIECE)
             centres[low - self.start : high - self.start].copy_(drawn[low - first : high - first])
         return centres
 
     def block_classes(self, samples: int) -> int:
         """Classes in a block, such that their rows, momentum and two arrays of logits take ``block_bytes``."""
-        each = 8 * (self.config.embedding_size + max(1, samples))
-        return max(128, self.config.block_bytes // each // 64 * 64)
+        each = 8 * (self.shape.embedding_size + max(1, samples))
+        return max(128, self.shape.block_bytes // each // 64 * 64)
 
     def begin_step(self, step: int, labels: Tensor | None = None) -> None:
         """Choose the classes of this step and forget the last one.
@@ -140,12 +146,12 @@ class PartialFC(nn.Module):
             labels: int64 [N], all labels of the global batch; needed when ``sample_rate`` is below 1.
         """
         self._norms, self._batches = [], []
-        config, rows = self.config, None
-        if config.sample_rate < 1:
+        shape, rate, rows = self.shape, self.config.sample_rate, None
+        if rate < 1:
             if labels is None:
                 raise HeadError("sampling classes needs the labels of the whole global batch")
-            shape = (config.num_classes, config.sample_rate, config.logical_shards)
-            classes = sample_classes(labels, *shape, config.seed, step, self.start, self.stop)
+            shards = (rate, shape.logical_shards, shape.seed)
+            classes = sample_classes(labels, shape.num_classes, *shards, step, self.start, self.stop)
             rows = (classes - self.start).to(self.centres.device)
         self.active = ActiveCentres(self.centres, rows)
 
@@ -206,7 +212,7 @@ class PartialFC(nn.Module):
         batches, self._batches = [b for b in self._batches if b.others.grad is not None], []
         if not batches:
             empty = self.centres.new_empty(0, dtype=torch.float32)
-            return Samples(empty.view(0, self.config.embedding_size), empty, empty.long(), empty)
+            return Samples(empty.view(0, self.shape.embedding_size), empty, empty.long(), empty)
         zero = torch.zeros_like(batches[0].others)
         to_others = torch.cat([zero if b.others.grad is None else b.others.grad for b in batches])
         to_target = torch.cat([zero if b.cosine.grad is None else b.cosine.grad for b in batches])
@@ -228,8 +234,8 @@ class PartialFC(nn.Module):
 
     def _own_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Active row of each sample's class, -1 where another rank holds it, int64 [N]; and which labels are wrong."""
-        config = self.config
-        strange = ((labels < 0) | (labels >= config.num_classes)) & (labels != ABSENT)
+        classes = self.shape.num_classes
+        strange = ((labels < 0) | (labels >= classes)) & (labels != ABSENT)
         here = (labels >= self.start) & (labels < self.stop)
         rows = torch.where(here, labels - self.start, -1)
         if self.active.rows is not None:
@@ -243,7 +249,7 @@ class PartialFC(nn.Module):
             sample = int(strange.nonzero()[0, 0])
             raise HeadError(
                 f"label {int(labels[sample])} of sample {sample} of the micro-batch is outside the classes "
-                f"0..{config.num_classes - 1}, or was not among the labels that begin_step was given"
+                f"0..{classes - 1}, or was not among the labels that begin_step was given"
             )
         return rows, strange
 

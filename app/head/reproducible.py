@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from app.head.class_shards import class_range, sample_classes
-from app.head.margins import Margin
-from app.head.partial_fc import ABSENT, HeadError, Part, PartialFC, PartialFCConfig
+from app.head.config import HeadConfig
+from app.head.partial_fc import ABSENT, HeadError, HeadShape, Part, PartialFC
 from app.head.softmax import ActiveCentres, Samples, log_sum_exp
 
 _NOTHING = -1e30  # the log-sum-exp of no class at all, with a gradient that is 0
@@ -49,35 +49,36 @@ class ReproduciblePartialFC(PartialFC):
     """
 
     def __init__(
-        self, config: PartialFCConfig, margin: Margin, device: torch.device | str, shares: Sequence[Sequence[int]]
+        self, config: HeadConfig, shape: HeadShape, device: torch.device | str, shares: Sequence[Sequence[int]]
     ) -> None:
         self.shares = [list(share) for share in shares]
-        super().__init__(config, margin, device)
+        super().__init__(config, shape, device)
         self._kept: dict[int, list[_Kept]] = {}  # by logical worker, one entry a local shard
         self._worker_norms: dict[int, Tensor] = {}
         self._turn = 0
         self._shards: list[ActiveCentres] = []
 
     def _own_range(self) -> tuple[int, int]:
-        return shard_rows(self.config.num_classes, self.shares, self.rank)
+        return shard_rows(self.shape.num_classes, self.shares, self.rank)
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Classes of this rank's logical shards."""
         count = sum(map(len, self.shares))
-        return [class_range(self.config.num_classes, count, shard) for shard in self.shares[self.rank]]
+        return [class_range(self.shape.num_classes, count, shard) for shard in self.shares[self.rank]]
 
     def begin_step(self, step: int, labels: Tensor | None = None) -> None:
         """See ``PartialFC``."""
-        config = self.config
-        if config.sample_rate < 1 and labels is None:
+        shape, rate = self.shape, self.config.sample_rate
+        if rate < 1 and labels is None:
             raise HeadError("sampling classes needs the labels of the whole global batch")
         self._kept, self._worker_norms, self._turn, self._shards = {}, {}, 0, []
         for first, last in self._ranges():
             rows = None
-            if config.sample_rate < 1:
+            if rate < 1:
                 assert labels is not None
-                shape = (config.num_classes, config.sample_rate, config.logical_shards)
-                rows = (sample_classes(labels, *shape, config.seed, step, first, last) - first).to(self.centres.device)
+                shards = (rate, shape.logical_shards, shape.seed)
+                classes = sample_classes(labels, shape.num_classes, *shards, step, first, last)
+                rows = (classes - first).to(self.centres.device)
             self._shards.append(ActiveCentres(self.centres[first - self.start : last - self.start], rows))
 
     def forward(self, embeddings: Tensor, labels: Tensor, global_batch: float) -> Tensor:
@@ -103,7 +104,7 @@ class ReproduciblePartialFC(PartialFC):
         loss = torch.logaddexp(torch.logsumexp(lse.clamp_min(_NOTHING), 0), target) - target
         if (extra := self.margin.regularizer(norms)) is not None:
             loss = loss + extra
-        wrong = (labels != ABSENT) & ((labels < 0) | (labels >= self.config.num_classes))
+        wrong = (labels != ABSENT) & ((labels < 0) | (labels >= self.shape.num_classes))
         loss = torch.where(labels == ABSENT, 0, loss)
         return torch.where(wrong, torch.nan, loss).sum() / global_batch
 

@@ -12,11 +12,9 @@ from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe, RecipeError
 from app.data.bin_sets import VerificationSet, load_set
 from app.data.source import Source
-from app.device import dtype_of
 from app.evaluate.metrics import check_pairs
 from app.head.class_shards import class_range
-from app.head.margins import make_margin
-from app.head.partial_fc import PartialFC, PartialFCConfig, product_dtype
+from app.head.partial_fc import HeadShape, PartialFC, product_dtype
 from app.head.reproducible import ReproduciblePartialFC, shard_rows
 from app.run_folder import build_model, run_url
 from app.training.plan import ElasticPlan
@@ -112,23 +110,18 @@ def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
 def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> PartialFC:
     """This rank's class centres and the margin softmax over all of them."""
     head = recipe.head
-    margin = make_margin(head)
-    config = PartialFCConfig(
+    shape = HeadShape(
         recipe.model.embedding_size,
         num_classes,
-        head.scale,
-        head.sample_rate,
-        head.interclass_filtering,
         logical_shards=plan.logical_workers,
         seed=recipe.train.seed,
-        centre_dtype=dtype_of(head.centre_dtype),
         matmul_dtype=product_dtype(head.precision, recipe.train.precision, world.device.kind),
         block_bytes=head.block_memory_mb << 20 or world.device.block_bytes,
     )
     if recipe.train.reproducible:
         shares = [plan.share(rank) for rank in range(plan.world_size)]
-        return ReproduciblePartialFC(config, margin, world.device.torch_device, shares)
-    return PartialFC(config, margin, world.device.torch_device)
+        return ReproduciblePartialFC(head, shape, world.device.torch_device, shares)
+    return PartialFC(head, shape, world.device.torch_device)
 
 
 def own_classes(recipe: Recipe, plan: ElasticPlan, num_classes: int, rank: int) -> tuple[int, int]:

@@ -82,7 +82,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
         "seconds": round(time.monotonic() - loop.started, 1),  # of this start
         "backbone": recipe.model.backbone,
         "dataset": storage.redact(recipe.data.url),
-        "classes": loop.trainer.head.config.num_classes,
+        "classes": loop.trainer.head.shape.num_classes,
         "global_batch": loop.global_batch,
         "amp_type": recipe.train.precision,
         "bad_records": loop.bad_records,

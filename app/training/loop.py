@@ -246,7 +246,7 @@ class Loop:
         return RunState(
             recipe=recipe_fields(self.recipe),
             logical_workers=self.trainer.plan.logical_workers,
-            num_classes=self.trainer.head.config.num_classes,
+            num_classes=self.trainer.head.shape.num_classes,
             data_tag=self.data_tag,
             highest=dict(self.verifier.highest),
             best_mean=self.verifier.best_mean,

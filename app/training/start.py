@@ -57,7 +57,7 @@ def start_from_weights(recipe: Recipe, trainer: Trainer) -> None:
         )
     if recipe.head.init:
         head = trainer.head
-        shape = (head.config.num_classes, head.config.embedding_size)
+        shape = (head.shape.num_classes, head.shape.embedding_size)
         head.centres.data.copy_(read_centres(recipe.head.init, *shape, head.start, head.stop))
 
 

@@ -195,7 +195,7 @@ class Trainer:
         return self.model.no_sync()
 
     def _check_labels(self, batches: Sequence[Batch]) -> None:
-        classes = self.head.config.num_classes
+        classes = self.head.shape.num_classes
         for batch in batches:
             strange = ((batch.labels < 0) | (batch.labels >= classes)).nonzero()
             if len(strange):

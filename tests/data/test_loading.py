@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from app import storage
+from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.data.decode import encode_jpeg
-from app.data.loader import Batch, Loader, LoaderConfig
+from app.data.loader import Batch, Loader
 from app.data.order import make_order
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
@@ -35,11 +36,12 @@ def write_dataset(folder: str, *, bad: set[int] = frozenset(), side: int = SIZE)
         write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])
 
 
-def make_loader(folder: str, *, workers: int = 2, batch: int = 4, **config: object) -> Loader:
+def make_loader(folder: str, *, streams: int = 2, batch: int = 4, **config: object) -> Loader:
     dataset = open_dataset(folder)
-    order = make_order(len(dataset), dataset.record_bytes, workers, seed=1)
-    settings = {"num_classes": dataset.num_classes, "image_size": SIZE, "seed": 1} | config
-    return Loader(RecordSource(dataset), order, LoaderConfig(batch_size=batch, **settings))  # type: ignore[arg-type]
+    order = make_order(len(dataset), dataset.record_bytes, streams, seed=1)
+    data = DataConfig(image_size=SIZE, **config)  # type: ignore[arg-type]
+    num_classes = data.num_classes or dataset.num_classes
+    return Loader(RecordSource(dataset), order, data, batch_size=batch, num_classes=num_classes)
 
 
 def flat(steps: Iterator[list[Batch]]) -> list[tuple[list[int], int]]:
@@ -65,7 +67,7 @@ def test_an_epoch_delivers_every_sample_once_with_its_label(folder: str) -> None
 
 def test_batches_do_not_depend_on_the_start_or_on_which_process_runs_a_worker(folder: str) -> None:
     whole = flat(make_loader(folder, augment="small").steps(2, 0, [0, 1]))
-    assert flat(make_loader(folder, augment="small", threads=1).steps(2, 3, [0, 1])) == whole[6:]
+    assert flat(make_loader(folder, augment="small", workers=1).steps(2, 3, [0, 1])) == whole[6:]
     assert flat(make_loader(folder, augment="small", prefetch=1).steps(2, 0, [1])) == whole[1::2]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.head.class_shards import sample_classes
+from app.head.config import HeadConfig
 
 SEED = 3
 
@@ -30,6 +31,21 @@ class Case:
     size: int = 8
     batch: int = 12
     lr: float = 0.05
+
+    def config(self) -> HeadConfig:
+        """The case as a section of a recipe."""
+        name, m1, m2, m3 = self.margin
+        return HeadConfig(
+            margin=name,
+            m1=m1,
+            m2=m2,
+            m3=m3,
+            easy_margin=self.easy_margin,
+            gradient=self.gradient,
+            scale=self.scale,
+            sample_rate=self.rate,
+            interclass_filtering=self.filtering,
+        )
 
     def inputs(self, step: int) -> tuple[Tensor, Tensor]:
         """Embeddings float32 [batch, size] and labels int64 [batch] of a step."""

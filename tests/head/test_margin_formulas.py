@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from app.head.config import HeadConfig
-from app.head.margins import AdaFace, Elastic, Margin, MarginError, make_margin
-from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.head.margins import AdaFace, MarginError, make_margin
+from app.head.partial_fc import HeadShape, PartialFC
 from tests.ranks import run_ranks
 
 THETA = np.linspace(0.3, 1.8, 16)
@@ -77,9 +77,11 @@ def test_plain_softmax_leaves_the_cosine() -> None:
     assert torch.equal(make_margin(HeadConfig(margin="none"))(given(THETA), given(NORMS)), given(THETA))
 
 
-def elastic_loss(rank: int, world: int, margin: Margin) -> list[float]:
+def elastic_loss(rank: int, world: int, std: float) -> list[float]:
     """Losses of two steps of two logical workers, shared out over the ranks, each seeded as the trainer does."""
-    head = PartialFC(PartialFCConfig(8, 11, 16.0, logical_shards=2, seed=3), margin)
+    head = PartialFC(
+        HeadConfig(margin="elastic", scale=16.0, elastic_std=std), HeadShape(8, 11, logical_shards=2, seed=3)
+    )
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(8, 8, generator=generator)
     labels = torch.randint(0, 11, (8,), generator=generator)
@@ -96,7 +98,7 @@ def elastic_loss(rank: int, world: int, margin: Margin) -> list[float]:
 
 
 def test_elastic_margins_do_not_depend_on_the_number_of_processes() -> None:
-    alone = elastic_loss(0, 1, Elastic(0.5, 0.0, 0.2))
-    for found in run_ranks(elastic_loss, 2, Elastic(0.5, 0.0, 0.2)):
+    alone = elastic_loss(0, 1, 0.2)
+    for found in run_ranks(elastic_loss, 2, 0.2):
         assert found == pytest.approx(alone, rel=1e-5)
-    assert elastic_loss(0, 1, Elastic(0.5, 0.0, 0.0)) != pytest.approx(alone, rel=1e-3)
+    assert elastic_loss(0, 1, 0.0) != pytest.approx(alone, rel=1e-3)

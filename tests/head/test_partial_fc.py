@@ -14,9 +14,9 @@ from torch import Tensor
 
 from app.errors import AppError
 from app.head.class_shards import class_range, mark_at_random, sample_classes
-from app.head.margins import build_margin
+from app.head.config import HeadConfig
 from app.head.optimizer import CentreOptimizer
-from app.head.partial_fc import ABSENT, PartialFC, PartialFCConfig, product_dtype
+from app.head.partial_fc import ABSENT, HeadShape, PartialFC, product_dtype
 from tests.head.oracle import SEED, Case, Oracle
 from tests.ranks import run_ranks
 
@@ -47,10 +47,9 @@ STEPS = 3
 
 def make(case: Case, workers: int, **options: Any) -> tuple[PartialFC, CentreOptimizer]:
     """A head that starts with the case's centres, and its optimizer."""
-    margin = build_margin(*case.margin, easy_margin=case.easy_margin, gradient=case.gradient)
     momentum_dtype = options.pop("momentum_dtype", torch.float32)
-    config = PartialFCConfig(case.size, case.classes, case.scale, case.rate, case.filtering, workers, SEED, **options)
-    head = PartialFC(config, margin)
+    config = replace(case.config(), centre_dtype=options.pop("centre_dtype", "float32"))
+    head = PartialFC(config, HeadShape(case.size, case.classes, workers, SEED, **options))
     head.centres.copy_(case.centres()[head.start : head.stop])
     weight_decay = {"weight_decay": 0.01, "update": case.update, "momentum_dtype": momentum_dtype}
     return head, CentreOptimizer(head, case.optimizer, **weight_decay)  # type: ignore[arg-type]
@@ -146,12 +145,12 @@ def test_half_precision_products_differ_by_a_hundredth_at_most(
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_centres_and_momentum_in_bfloat16(optimizer: str, rate: float) -> None:
     case = Case(classes=600, size=512, rate=rate, optimizer=optimizer, lr=0.05 if optimizer == "sgd" else 2e-4)
-    head, made = make(case, 3, centre_dtype=torch.bfloat16, momentum_dtype=torch.bfloat16)
+    head, made = make(case, 3, centre_dtype="bfloat16", momentum_dtype=torch.bfloat16)
     assert head.centres.dtype == torch.bfloat16
     assert {key: value.dtype for key, value in made.state.items()} == (
         {"momentum": torch.bfloat16} if optimizer == "sgd" else {"exp_avg": torch.bfloat16, "exp_avg_sq": torch.float32}
     )
-    compare(case, [train(case, 0, 1, 3, centre_dtype=torch.bfloat16, momentum_dtype=torch.bfloat16)], 3, 1e-2)
+    compare(case, [train(case, 0, 1, 3, centre_dtype="bfloat16", momentum_dtype=torch.bfloat16)], 3, 1e-2)
 
 
 def test_fp16_products_keep_a_million_small_terms_and_do_not_overflow() -> None:
@@ -216,7 +215,7 @@ def strange_input(rank: int, world: int) -> list[str]:
             head(embeddings, labels, len(labels))
         messages.append(str(caught.value))
     with pytest.raises(AppError) as caught:
-        PartialFC(PartialFCConfig(8, world - 1), build_margin("none", 1, 0, 0))
+        PartialFC(HeadConfig(margin="none"), HeadShape(8, world - 1))
     messages.append(str(caught.value))
     return messages
 
@@ -253,16 +252,20 @@ def test_a_label_that_was_not_announced_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sample_rate": -0.1}, r"head.sample_rate must be in \[0, 1\], got -0.1"),
-        ({"sample_rate": float("nan")}, r"head.sample_rate must be in \[0, 1\], got nan"),
-        ({"interclass_filtering": -1.0}, r"head.interclass_filtering must be in \[0, 1\]"),
-        ({"scale": 0.0}, r"scale must be above 0"),
-        ({"num_classes": 0}, r"num_classes must be above 0"),
+        ({"sample_rate": -0.1}, r"head.sample_rate must be at least 0 and at most 1; got -0.1"),
+        ({"sample_rate": float("nan")}, r"head.sample_rate must be finite; got nan"),
+        ({"interclass_filtering": -1.0}, r"head.interclass_filtering must be at least 0 and at most 1"),
+        ({"scale": 0.0}, r"head.scale must be above 0"),
     ],
 )
 def test_impossible_options_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(AppError, match=message):
-        replace(PartialFCConfig(8, 10), **change)
+        PartialFC(HeadConfig(**change), HeadShape(8, 10))
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(AppError, match=r"num_classes must be above 0, got 0"):
+        HeadShape(8, 0)
 
 
 def test_embeddings_that_are_not_finite_are_told_and_never_a_loss() -> None:
@@ -344,7 +347,7 @@ def test_every_choice_of_classes_is_as_likely(size: int, marked: int, count: int
 
 
 def initial_centres(rank: int, world: int) -> Tensor:  # noqa: ARG001
-    return PartialFC(PartialFCConfig(4, 9000), build_margin("none", 1, 0, 0)).centres
+    return PartialFC(HeadConfig(margin="none"), HeadShape(4, 9000)).centres
 
 
 def test_initial_centres_do_not_depend_on_the_number_of_ranks(two_ranks: list[Any]) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.head.margins import build_margin
 from app.head.optimizer import CentreOptimizer
-from app.head.partial_fc import ABSENT, PartialFCConfig
+from app.head.partial_fc import ABSENT, HeadShape
 from app.head.reproducible import ReproduciblePartialFC
 from app.training.plan import ElasticPlan
 from tests.head.oracle import SEED, Case, Oracle
@@ -24,9 +23,7 @@ def train(case: Case, rank: int, world: int) -> tuple[list[tuple[Tensor, Tensor]
     """Loss and gradient of the embeddings of each step (of this rank's workers), then centres and state."""
     plan = ElasticPlan(WORKERS, world)
     shares = [plan.share(other) for other in range(world)]
-    margin = build_margin(*case.margin, easy_margin=case.easy_margin, gradient=case.gradient)
-    config = PartialFCConfig(case.size, case.classes, case.scale, case.rate, case.filtering, WORKERS, SEED)
-    head = ReproduciblePartialFC(config, margin, "cpu", shares)
+    head = ReproduciblePartialFC(case.config(), HeadShape(case.size, case.classes, WORKERS, SEED), "cpu", shares)
     head.centres.copy_(case.centres()[head.start : head.stop])
     optimizer = CentreOptimizer(head, case.optimizer, weight_decay=0.01, update=case.update)
     results, size = [], case.batch // WORKERS

@@ -14,8 +14,8 @@ from app.config.options import load_recipe, recipe_names
 from app.config.recipe import DataConfig, ModelConfig, OptimConfig, Recipe, TrainConfig
 from app.data.loader import Batch
 from app.device import detect_device
-from app.head.margins import build_margin
-from app.head.partial_fc import PartialFC, PartialFCConfig
+from app.head.config import HeadConfig
+from app.head.partial_fc import HeadShape, PartialFC
 from app.training.plan import ElasticPlan
 from app.training.trainer import Trainer
 from app.world import World
@@ -53,11 +53,9 @@ def train(rank: int, world: int, recipe: Recipe, backbone: nn.Module) -> list[fl
         model=replace(recipe.model, embedding_size=DIMENSIONS),
         train=replace(recipe.train, batch_size=rows),
     )
-    head = recipe.head
-    margin = build_margin(head.margin, head.m1, head.m2, head.m3)
-    config = PartialFCConfig(DIMENSIONS, CLASSES, head.scale, head.sample_rate, head.interclass_filtering, workers)
+    head = PartialFC(recipe.head, HeadShape(DIMENSIONS, CLASSES, workers))
     plan = ElasticPlan(workers, world)
-    trainer = Trainer(recipe, World(rank, world, 0, detect_device()), plan, backbone.train(), PartialFC(config, margin))
+    trainer = Trainer(recipe, World(rank, world, 0, detect_device()), plan, backbone.train(), head)
     losses = []
     for step in range(STEPS):
         size = size_of(recipe.model.backbone)
@@ -133,7 +131,7 @@ def unused(rank: int, world: int, workers: int) -> dict[str, Tensor]:
     )
     backbone = PartlyUsed()
     backbone.calls = 0 if world == 1 else 1  # one rank alone runs twice as many micro-batches
-    head = PartialFC(PartialFCConfig(DIMENSIONS, CLASSES, logical_shards=workers), build_margin("none", 1, 0, 0))
+    head = PartialFC(HeadConfig(margin="none"), HeadShape(DIMENSIONS, CLASSES, workers))
     plan = ElasticPlan(workers, world)
     trainer = Trainer(recipe, World(rank, world, 0, detect_device()), plan, backbone, head)
     for step in range(STEPS):
@@ -156,7 +154,7 @@ def uneven(rank: int, world: int) -> list[float]:
         optim=OptimConfig(name="adamw", lr=0.01),
         train=TrainConfig(batch_size=2),
     )
-    head = PartialFC(PartialFCConfig(DIMENSIONS, CLASSES, logical_shards=3), build_margin("none", 1, 0, 0))
+    head = PartialFC(HeadConfig(margin="none"), HeadShape(DIMENSIONS, CLASSES, 3))
     plan = ElasticPlan(3, world)
     trainer = Trainer(recipe, World(rank, world, 0, detect_device()), plan, narrow("vit_t_dp005_mask0").train(), head)
     return [
