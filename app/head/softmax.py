@@ -24,9 +24,10 @@ So a second pass computes a block of cosines again and hands its gradient to the
 may accumulate straight into the momentum: no array [K, N], no gradient [K, D]. Exact in the same sense as autograd:
 only the order of sums differs.
 
-**Low precision.** Products may run in bfloat16 or float16, sums and exponentials stay float32. Operands are scaled so
-that float16 neither overflows nor loses small terms: centres are unit vectors, and the weights of every sum
-(of a row in the forward pass, of a column in the update) add up to 2^15, so the sum of unit vectors is at most that.
+**Low precision.** Products may run in bfloat16 or float16, sums and exponentials stay float32. bfloat16 has the range
+of float32, so its operands are only rounded. Those of float16 are scaled, so that it neither overflows nor loses small
+terms: centres become unit vectors, and the weights of every sum (of a row in the forward pass, of a column in the
+update) add up to 2^15, so the sum of unit vectors is at most that.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ class ActiveCentres:
             lengths.clamp_min_(_TINY)
             self._measured = block.stop
         inverse = lengths.reciprocal()
-        if dtype == torch.float32:
-            return Operand(weight, lengths, inverse, inverse)
+        if dtype != torch.float16:
+            return Operand(weight.to(dtype), lengths, inverse, inverse)
         ones = torch.ones_like(lengths)
         return Operand((weight * inverse[:, None]).to(dtype), ones, ones, inverse)
 
@@ -168,9 +169,8 @@ def log_sum_exp(
             terms.sub_(shift[:, None])
             highest = higher
         terms.exp_()
-        sums = torch.mv(terms, operand.lengths)
-        _add_weighted(towards, terms, sums, operand.weight)
-        total.add_(sums)
+        total.add_(torch.mv(terms, operand.lengths))
+        _add_weighted(towards, terms, operand.weight)
         if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
             # Where there is one, the shift is at least 0; elsewhere exp(-shift) may be inf, and 0 * inf is NaN.
             total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
@@ -230,9 +230,11 @@ class BlockGradient:
         """``values = beta * values + gradient + decay * centres``, all float32 [k, D], in place."""
         if self.unit.dtype == torch.float32:
             values.addmm_(self.weights.T, self.unit, beta=beta)
+        elif self.unit.dtype == torch.bfloat16 and beta != 0:
+            torch.add(self.weights.to(torch.bfloat16).T @ self.unit, values, alpha=beta, out=values)  # in one pass
         else:
             values.zero_() if beta == 0 else values.mul_(beta)
-            _add_weighted(values, self.weights.T, self.weights.abs().sum(0), self.unit)
+            _add_weighted(values, self.weights.T, self.unit)
         values.addcmul_(centres, (self.along + decay)[:, None])
 
 
@@ -277,11 +279,15 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
         out.copy_(left @ right)
 
 
-def _add_weighted(total: Tensor, weights: Tensor, sums: Tensor, vectors: Tensor) -> None:
-    """``total += weights @ vectors`` in the vectors' precision; ``sums``: of each row's weights, or of their sizes."""
+def _add_weighted(total: Tensor, weights: Tensor, vectors: Tensor) -> None:
+    """``total += weights @ vectors`` in the vectors' precision."""
     if vectors.dtype == torch.float32:
         total.addmm_(weights, vectors)
         return
+    if vectors.dtype == torch.bfloat16:
+        total.add_(weights.to(vectors.dtype) @ vectors)
+        return
+    sums = weights.abs().sum(1)
     some = sums > _SMALLEST_SUM
     scaled = weights * torch.where(some, _WEIGHT_SUM / sums, 0)[:, None]
     total.addcmul_((scaled.to(vectors.dtype) @ vectors).float(), torch.where(some, sums / _WEIGHT_SUM, 0)[:, None])
