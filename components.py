@@ -8,6 +8,7 @@ from torchx import specs
 __path__ = [str(Path(__file__).with_suffix(""))]
 
 from components.appdefs import prepare_app, train_app, verify_app
+from components.arguments import parse_switch
 from components.jobs import PrepareJob, TrainJob, VerifyJob
 
 
@@ -28,7 +29,7 @@ def arcface_dist(
     service_account: str = "",
     max_restarts: int = 100,
     rdzv_port: int = 29500,
-    preemptible: bool = False,
+    preemptible: str = "False",
     ttl_seconds: int = 604800,
 ) -> specs.AppDef:
     """Trains a face-recognition model on elastic nodes, straight from object storage.
@@ -55,10 +56,10 @@ def arcface_dist(
         service_account: Kubernetes service account of the pods
         max_restarts: how often the job may start again after a failed worker or a changed number of nodes
         rdzv_port: port of the rendezvous process
-        preemptible: whether a queue with a better claim may take nodes away (the job shrinks, down to its least number)
+        preemptible: True or False: may a queue with a better claim take nodes away (down to the least number)
         ttl_seconds: seconds that a finished job is kept for status and logs
     """
-    return train_app(TrainJob(**locals()))
+    return train_app(TrainJob(**locals() | {"preemptible": parse_switch("--preemptible", preemptible)}))
 
 
 def arcface_verify(

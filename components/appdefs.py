@@ -10,6 +10,7 @@ from torchx.specs import macros
 from components.app_options import AppMissing, check_options, recipe_arguments, settings
 from components.arguments import (
     ComponentError,
+    check_app_options,
     check_environment,
     check_image,
     check_no_password,
@@ -23,7 +24,7 @@ from components.arguments import (
 from components.hardware import HardwareProfile, load_profile
 from components.jobs import PrepareJob, TrainJob, VerifyJob
 from components.overlays import overlay_elastic_job, overlay_pod, overlay_single_job
-from components.recipes import default_run_name, known_recipe
+from components.recipes import default_run_name, known_recipe, names_data
 
 PYTHON = "python"
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
@@ -39,15 +40,19 @@ def train_app(job: TrainJob) -> specs.AppDef:
     _check(job, job.recipe, data=job.data, output=job.output)
     _check_numbers(job)
     known_recipe(job.recipe)
+    check_app_options(job.app_args)
     profile = load_profile(job.hardware)
     check_number("--nproc_per_node", job.nproc_per_node, 0, profile.devices if profile.resource else _MOST_PROCESSES)
     processes = job.nproc_per_node or profile.devices
     profile = profile.with_devices(processes)
     run_name = job.name or default_run_name(job.recipe)
     check_run_name(run_name)
-    app_args = [*recipe_arguments(job.recipe), "--name", run_name, *job.app_args]
+    recipe = recipe_arguments(job.recipe)
+    if not job.data and not names_data(job.recipe, recipe):
+        raise ComponentError("no --data: URL of the folder with train.rec and train.idx; .torchxconfig may set it")
+    app_args = [*recipe, "--name", run_name, *job.app_args]
     if job.app_args or "--recipe" not in app_args:
-        check_app_options(app_args, most * processes)
+        ask_app(app_args, most * processes)
     rendezvous = _rendezvous(job)
     trainer = specs.Role(
         name="trainer",
@@ -59,7 +64,7 @@ def train_app(job: TrainJob) -> specs.AppDef:
             *("--max-restarts", str(job.max_restarts)),
             # What a pod has from SIGTERM to SIGKILL, less what its agent needs to leave.
             *("--shutdown-timeout", str(profile.grace_seconds - _LEAVE_SECONDS)),
-            *("--", *recipe_arguments(job.recipe), "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
+            *("--", *recipe, "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
             *(("--data.url", job.data) if job.data else ()),
             *(("--output.url", job.output) if job.output else ()),
             # The logical workers follow from the largest world and the recipe.
@@ -133,6 +138,7 @@ def verify_app(job: VerifyJob) -> specs.AppDef:
     if not job.model or not job.sets:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
     _check(job, model=job.model, sets=job.sets, report=job.report)
+    check_number("--floor", job.floor, 0, 1)
     profile = load_profile(job.hardware).with_devices(1)
     arguments = [
         *("--model", job.model, "--sets-url", job.sets),
@@ -208,7 +214,7 @@ def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource
     return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
 
 
-def check_app_options(app_args: list[str], most: int) -> None:
+def ask_app(app_args: list[str], most: int) -> None:
     """Let the app look at its options.
 
     Raises:

@@ -14,6 +14,7 @@ from components.image_registry import split_reference
 _NODES = re.compile(r"([0-9]+)(?::([0-9]+))?")
 _MOST_NODES = 256  # TorchX writes a task of some 5 KB a node, and the API server takes objects of 1.5 MB
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SWALLOWED = re.compile(r"""["'].*[,;]\s*[A-Za-z_][A-Za-z0-9_]*=""", re.DOTALL)
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a DNS subdomain, as Kubernetes names Secrets and accounts
 # As the registries' reference grammar has it (github.com/distribution/reference): a domain may have capitals and a
 # port, the path may not have capitals, then a tag, a digest, or both.
@@ -59,13 +60,24 @@ def parse_nodes(text: str) -> tuple[int, int]:
     return least, most
 
 
-def check_number(option: str, value: int, least: int, most: int | None = None) -> None:
+def parse_switch(option: str, text: str) -> bool:
+    """True or False, in any case; TorchX takes whatever is not "true" for False.
+
+    Raises:
+        ComponentError: it is neither.
+    """
+    if text.lower() not in ("true", "false"):
+        raise ComponentError(f"{option} must be True or False; got {text!r}")
+    return text.lower() == "true"
+
+
+def check_number(option: str, value: float, least: int, most: int | None = None) -> None:
     """Refuse a number out of its range.
 
     Raises:
         ComponentError: names the option and the range.
     """
-    if value < least or (most is not None and value > most):
+    if not least <= value or (most is not None and value > most):  # NaN is out of every range
         span = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ComponentError(f"{option} must be {span}; got {value}")
 
@@ -150,6 +162,35 @@ def check_image(image: str) -> None:
         )
 
 
+# Options of the app that the component itself gives, and what is meant instead.
+_GIVEN = {
+    "recipe": "give --recipe before the --",
+    "name": "give --name before the --",
+    "data.url": "give --data before the --",
+    "output.url": "give --output before the --",
+    "train.max_processes": "it follows from --nnodes and --nproc_per_node",
+    "output.prometheus_port": "the cluster looks for metrics at the component's",
+}
+_QUESTIONS = ("help", "version", "list_recipes", "print_config")  # a job would answer them and train nothing
+
+
+def check_app_options(words: tuple[str, ...]) -> None:
+    """Refuse, behind ``--``, what the component gives the app itself, and questions.
+
+    Raises:
+        ComponentError: names the option and what to do.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        key = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--"):
+            continue
+        if key in _GIVEN:
+            raise ComponentError(f"{option} behind the -- would contradict the component: {_GIVEN[key]}")
+        if key in _QUESTIONS:
+            raise ComponentError(f"{option} is answered here, not by a job: python -m app.train {option}")
+
+
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -170,6 +211,9 @@ def check_environment(env: dict[str, str]) -> None:
             raise ComponentError(f"--env {name!r} is no name of a variable: letters, digits and _, no digit first")
         if name in _OF_TORCHRUN or name.startswith("TORCHELASTIC_"):
             raise ComponentError(f"--env {name}: torchrun sets it for each process; leave it out")
+        if _SWALLOWED.search(value):
+            # TorchX pairs a quote with the next one, wherever that is.
+            raise ComponentError(f"--env {name}: a quote in its value swallows the variables behind it: give it last")
         check_no_password(f"--env {name}", value)
 
 

@@ -21,6 +21,7 @@ from torchx.specs import AppState, AppStatus, CfgVal
 
 from components.arguments import parse_nodes
 from components.recipes import default_run_name
+from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 FILE = "components.py"
 PASSED_ON = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
@@ -32,8 +33,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     try:
         return run(options)
-    except ValueError as error:  # what components and schedulers refuse
-        print(f"error: {error}", file=sys.stderr)
+    except REFUSALS as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_TRAINING_FAILED
 
 
@@ -178,6 +179,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    leave_usage_out()
     # TorchX finds components.py and .torchxconfig in the working directory.
     if not Path(FILE).exists():
         sys.exit(f"error: {FILE} is not in {Path.cwd()}: run this from the repository's root")

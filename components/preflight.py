@@ -25,6 +25,7 @@ from components.hardware import load_profile
 from components.image_registry import RegistryUnknown, require_image
 from components.jobs import TrainJob
 from components.store import Skipped, open_store
+from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 FILE = "components.py"
 
@@ -198,11 +199,12 @@ def main(arguments: list[str]) -> int:
             print(f"ok      {name}: {ask()}")
         except Skipped as reason:
             print(f"skipped {name}: {reason}")
-        except ValueError as error:
+        except REFUSALS as error:
             failed += 1
             print(f"failed  {name}: {error}")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    leave_usage_out()
     sys.exit(main(sys.argv[1:]))

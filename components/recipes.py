@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tomllib
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent.parent / "app" / "config" / "recipes"
@@ -29,6 +30,17 @@ def known_recipe(recipe: str) -> None:
     near = difflib.get_close_matches(recipe, names, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownRecipeError(f"unknown recipe {recipe!r}: {hint}python -m app.train --list-recipes shows all")
+
+
+def names_data(recipe: str, arguments: list[str]) -> bool:
+    """Whether a recipe says where its data is, as a few do; ``arguments`` are how it reaches the pods.
+
+    That of a URL may: nobody reads it here.
+    """
+    if "--recipe" not in arguments:
+        return any(word.startswith("--data.url=") for word in arguments)
+    path = _FOLDER / f"{recipe}.toml"
+    return not path.exists() or bool(tomllib.loads(path.read_text()).get("data", {}).get("url"))
 
 
 def default_run_name(recipe: str) -> str:

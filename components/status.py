@@ -13,12 +13,13 @@ import sys
 from typing import Any
 
 from torchx.runner import get_runner
-from torchx.specs.api import MalformedAppHandleException, parse_app_handle
+from torchx.specs.api import parse_app_handle
 
 from components.app_options import AppMissing, settings
 from components.arguments import ComponentError
 from components.job_reason import JobFacts, reason, replica
 from components.store import Skipped, open_store
+from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 _VOLCANO = {"Completed": "SUCCEEDED", "Terminated": "FAILED", "Failed": "FAILED", "Aborted": "CANCELLED"}
 _WINDOW = 64 << 10  # bytes of an event log that are looked at, at its beginning and at its end
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     try:
         state, text = describe(handle)
-    except (ValueError, MalformedAppHandleException) as error:
+    except REFUSALS as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(f"{state}: {text}" if text else state)
@@ -200,4 +201,5 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    leave_usage_out()
     sys.exit(main(sys.argv[1:]))

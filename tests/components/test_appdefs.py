@@ -34,7 +34,8 @@ IMAGE = "registry.example/arcface:1.0"
 
 
 def build(name: str, /, *args: str, **options: Any) -> AppDef:
-    app: AppDef = get_component(f"{FILE}:{name}").fn(*args, image=IMAGE, **options)
+    given = {"image": IMAGE} | ({"data": "s3://faces/x"} if name == "arcface_dist" else {}) | options
+    app: AppDef = get_component(f"{FILE}:{name}").fn(*args, **given)
     return app
 
 
@@ -62,7 +63,7 @@ def cases() -> dict[str, Any]:
         found[f"dist-{profile}-4"] = ("arcface_dist", {"nnodes": "4", "hardware": profile, **places})
     found["dist-ascend-910b-elastic"] = (
         "arcface_dist",
-        {"nnodes": "2:4", "hardware": "ascend-910b", "preemptible": True, **places},
+        {"nnodes": "2:4", "hardware": "ascend-910b", "preemptible": "True", **places},
     )
     found["dist-ascend-910b-1-device"] = (
         "arcface_dist",
@@ -198,18 +199,54 @@ def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
         ({"env": {"A B": "1"}}, "--env 'A B' is no name of a variable"),
         ({"env": {"RANK": "0"}}, "--env RANK: torchrun sets it for each process"),
         ({"env": {"TORCHELASTIC_RUN_ID": "x"}}, "--env TORCHELASTIC_RUN_ID"),
+        ({"env": {"A": 'a"b,B=c"d'}}, "--env A: a quote in its value swallows the variables behind it"),
         ({"env": {"": "1"}}, "--env '' is no name of a variable"),
         ({"env": {"1A": "1"}}, "--env '1A' is no name of a variable"),
         ({"data": "s4://b/x"}, "--data s4://b/x: no storage is known as s4://; did you mean s3://?"),
         ({"output": "zz://b"}, "--output zz://b: no storage is known as zz://"),
         ({"output": "s3://"}, "--output s3://: no bucket behind s3://"),
         ({"data": "s3://b/x,s4://b/y"}, "no storage is known as s4://"),
+        ({"data": ""}, "no --data: URL of the folder"),
+        ({"preemptible": "maybe"}, "--preemptible must be True or False; got 'maybe'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
-    good = {"nnodes": "2", "hardware": "cpu", "recipe": "orl", "image": IMAGE}
     with pytest.raises(ValueError, match=re.escape(message)):
-        get_component(f"{FILE}:arcface_dist").fn(**(good | options))
+        build("arcface_dist", **({"nnodes": "2", "hardware": "cpu", "recipe": "orl"} | options))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--name", "give --name before the --"),
+        ("--recipe", "give --recipe before the --"),
+        ("--data.url", "give --data before the --"),
+        ("--output.url", "give --output before the --"),
+        ("--train.max-processes", "it follows from --nnodes and --nproc_per_node"),
+        ("--output.prometheus-port", "the cluster looks for metrics at the component's"),
+        ("--print-config", "is answered here, not by a job: python -m app.train --print-config"),
+        ("--help", "is answered here, not by a job"),
+    ],
+)
+@pytest.mark.parametrize("spelling", [str, lambda option: f"{option}=1", lambda option: option.replace("-", "_")[2:]])
+def test_what_the_component_gives_the_app_cannot_be_given_again(option: str, message: str, spelling: Any) -> None:
+    word = spelling(option)
+    word = word if word.startswith("--") else f"--{word}"
+    with pytest.raises(ValueError, match=re.escape(message.replace(option, word.partition("=")[0]))):
+        build("arcface_dist", word, "1", nnodes="2", hardware="cpu", recipe="orl")
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.5, float("nan")])
+def test_a_floor_that_no_accuracy_can_have_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match="--floor must be from 0 to 1"):
+        build("arcface_verify", model="s3://runs/a", sets="s3://faces", floor=floor)
+
+
+def test_data_may_come_from_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "ours.toml"
+    path.write_text('[data]\nurl = "s3://faces/ours"\n')
+    for recipe in ("3millions", str(path), "s3://recipes/ours.toml"):
+        assert "--data.url" not in trainer_args(nnodes="1", recipe=recipe, data="")
 
 
 def test_the_callers_environment_is_not_changed() -> None:
@@ -224,7 +261,7 @@ def test_the_callers_environment_is_not_changed() -> None:
     ["/images/arcface", "./arcface", ".", "~/arcface", "arcface:1", "Registry.Example:5000/a/b__c@sha256:" + "a" * 64],
 )
 def test_images_of_every_scheduler_are_taken(image: str) -> None:
-    app = get_component(f"{FILE}:arcface_dist").fn(nnodes="2", hardware="cpu", recipe="orl", image=image)
+    app = build("arcface_dist", nnodes="2", hardware="cpu", recipe="orl", image=image)
     assert {role.image for role in app.roles} == {image}
 
 
@@ -246,7 +283,7 @@ def test_a_components_arguments_are_one_typed_value_with_the_same_defaults(compo
     assert [field.name for field in dataclasses.fields(job)] == list(parameters)
     for name, parameter in parameters.items():
         if name != "app_args":
-            assert getattr(job(), name) == parameter.default, name
+            assert str(getattr(job(), name)) == str(parameter.default), name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def plain_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if line.strip() and not re.match(r"\S*torchx\S* ", line)]
 
 
-@pytest.mark.parametrize("command", ["list", "status", "cancel", "log"])
+@pytest.mark.parametrize("command", ["list", "status", "describe", "cancel", "delete", "log"])
 def test_a_dead_server_is_one_plain_line(server: ApiServer, command: str) -> None:
     server.kubeconfig.write_text(server.kubeconfig.read_text().replace(server.url, "http://127.0.0.1:9"))
     handle = "kubernetes://torchx/default:x" + ("/trainer/0" if command == "log" else "")
@@ -136,18 +137,72 @@ def test_a_dead_server_is_one_plain_line(server: ApiServer, command: str) -> Non
     assert len(plain_lines(done)) == 1
 
 
-@pytest.mark.parametrize("command", ["cancel", "delete"])
-def test_what_is_not_there_cannot_be_cancelled_or_deleted(server: ApiServer, command: str) -> None:
-    done = torchx(server, command, "kubernetes://torchx/default:gone")
+@pytest.mark.parametrize("command", ["status", "describe", "cancel", "delete", "log", "log one replica"])
+def test_what_is_not_there_is_told(server: ApiServer, command: str) -> None:
+    replica = "/trainer/0" if command == "log one replica" else ""
+    done = torchx(server, command.split(maxsplit=1)[0], f"kubernetes://torchx/default:gone{replica}")
     assert done.returncode == 1
     (line,) = plain_lines(done)
     assert line.startswith("error: there is no job 'gone' in namespace 'default'")
 
 
-def test_what_a_component_refuses_is_one_plain_line(server: ApiServer) -> None:
-    done = torchx(server, "run", *DIST, "--nnodes", "four")
-    assert done.returncode == 1
-    assert plain_lines(done) == ["error: --nnodes must be N or MIN:MAX, as in 4 or 2:4; got 'four'"]
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", *DIST, "--nnodes", "four"], 1, "--nnodes must be N or MIN:MAX, as in 4 or 2:4; got 'four'"),
+        (["run", *DIST, "--bogus", "1"], 2, "unrecognized arguments: --bogus; --help lists"),
+        (["run", *DIST, "--memMB", "4 000"], 2, "argument --memMB: invalid int value: '4 000'"),
+        (["run", *DIST, "--output", ""], 1, "no --output: a pod's own folder goes with the pod"),
+        (["run", *DIST, "--env", "A=x=1"], 1, "--env and -cfg take KEY=VALUE,KEY=VALUE, in quotes where"),
+        (["run", *DIST, "--", "--name", "x"], 1, "--name behind the -- would contradict the component"),
+        (["run", "-cfg", "queu=x", *DIST], 1, "Unknown run option `queu`. Valid options are:"),
+        (["run", "-s", "nowhere", *DIST[2:]], 2, "argument -s/--scheduler: invalid choice: 'nowhere'"),
+        (["status", "default:gone"], 1, "default:gone is not of the form"),
+        (["tracker", "list", "jobs"], 1, "no tracker is configured: see [torchx:tracker]"),
+        (["frobnicate"], 2, "invalid choice: 'frobnicate'"),
+    ],
+)
+def test_what_is_refused_is_one_plain_line(server: ApiServer, words: list[str], code: int, message: str) -> None:
+    done = torchx(server, *words)
+    assert done.returncode == code
+    (line,) = plain_lines(done)
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["preflight", "--bogus"], 2, "error: unrecognized arguments: --bogus"),
+        (["preflight", "--", "--bogus"], 2, "error: unrecognized arguments: --bogus"),
+        (["preflight", "-s", "nowhere", "--", "--recipe", "orl"], 1, "failed  cluster: Scheduler backend: nowhere"),
+        (["pipeline", "--nnodes", "x"], 1, "error: --nnodes must be N or MIN:MAX"),
+        (["pipeline", "-cfg", "queu=x"], 1, "error: Unknown run option `queu`"),
+        (["status", "gone"], 1, "error: gone is not of the form"),
+        (["status"], 2, "error: the following arguments are required: handle"),
+    ],
+)
+def test_our_own_commands_refuse_in_one_line_too(words: list[str], code: int, message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"components.{words[0]}", *words[1:]],
+        env=jobs.environment(),
+        cwd=jobs.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code
+    assert len(plain_lines(done)) <= 1
+    assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(message)]
+
+
+def test_odd_values_of_the_environment_reach_the_pods_as_they_are(server: ApiServer) -> None:
+    odd = 'A="x=1, y",B=two\nlines,C=it\'s ü,D="",E=a"b'
+    submit(server, "--nnodes", "1", "--env", odd)
+    container = server.jobs()[0]["spec"]["tasks"][1]["template"]["spec"]["containers"][0]
+    found = {item["name"]: item.get("value") for item in container["env"]}
+    assert [found[name] for name in "ABCDE"] == ["x=1, y", "two\nlines", "it's ü", "", 'a"b']
 
 
 def test_a_dry_run_without_a_cluster_prints_the_manifest(server: ApiServer) -> None:

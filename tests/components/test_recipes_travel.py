@@ -37,7 +37,11 @@ def test_a_recipe_file_travels_inside_the_job_and_means_the_same(tmp_path: Path)
     path.write_text(TOML)
     here = parse_arguments(["--recipe", str(path), "--optim.lr", "0.3"])
     for spelling in (str(path), f"file://{path}"):
-        args = build("arcface_dist", "--optim.lr", "0.3", nnodes="1", hardware="cpu", recipe=spelling).roles[1].args
+        args = (
+            build("arcface_dist", "--optim.lr", "0.3", nnodes="1", hardware="cpu", recipe=spelling, data="")
+            .roles[1]
+            .args
+        )
         assert str(path) not in " ".join(args)
         there = parse_arguments(
             [a for a in args[args.index("--") + 1 :] if not a.startswith("--output.prometheus") and a != "9400"]

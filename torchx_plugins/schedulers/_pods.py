@@ -80,6 +80,8 @@ def check_places(resource: dict[str, Any]) -> None:
             command = [str(word) for word in container.command or []]
             if command[1:2] != ["-m"] or not command[2].startswith("app."):
                 continue
+            if command[2] == "app.elastic.launch" and not any(w.partition("=")[0] == "--output.url" for w in command):
+                raise ClusterError("no --output: a pod's own folder goes with the pod; give a URL, as in s3://runs")
             for position, word in enumerate(command):
                 option, equals, rest = word.partition("=")
                 value = rest if equals else "".join(command[position + 1 : position + 2])

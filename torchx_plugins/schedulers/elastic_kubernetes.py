@@ -88,14 +88,14 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
-        """State of a job, or None where it is gone; to cancel or delete such a one is an error.
+        """State of a job, or None where it is gone; to ask for such a one on the command line is an error.
 
         Raises:
             ClusterError: the handle names none, or the cluster does not answer.
         """
         namespace, name = _split(app_id)
         found = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).describe(app_id))
-        if found is None and subcommand() in ("cancel", "delete"):
+        if found is None and subcommand() in ("cancel", "delete", "describe", "log", "status"):
             raise ClusterError(
                 f"there is no job {name!r} in namespace {namespace!r}: torchx list -s kubernetes shows what there is"
             )
