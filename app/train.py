@@ -13,28 +13,17 @@ import torch
 from app.config.help import answer
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
-from app.data.build import describe_order, make_loader, open_source
 from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
-from app.elastic.signals import StopRequest, catch_stop
+from app.elastic.signals import catch_stop
 from app.errors import AppError, redact, run_main
 from app.observe.events import EventLog
 from app.observe.last_words import keep_last_words
 from app.run_folder import run_url
-from app.training.build import (
-    count_classes,
-    load_sets,
-    look_for_empty_classes,
-    make_plan,
-    make_trainer,
-    open_checkpoints,
-    own_classes,
-)
 from app.training.finish import finish_run
-from app.training.loop import Loop, Outcome
-from app.training.start import is_complete, open_trackers, previous_state, resume, say_complete, say_start
-from app.training.verifier import Verifier
-from app.world import World, join_world
+from app.training.loop import Outcome
+from app.training.start import is_complete, prepare, say_complete
+from app.world import join_world
 
 
 def main(arguments: list[str]) -> int:
@@ -86,37 +75,6 @@ def train(recipe: Recipe) -> int:
             return stop.exit_code
     report_done(tell=world.rank == 0)
     return 0
-
-
-def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -> Loop:
-    """Data, checkpoint, model: everything the loop works with, where the last start left it."""
-    source = open_source(recipe.data, recipe.train.seed)
-    num_classes = count_classes(recipe, source)
-    checkpoints = open_checkpoints(recipe, world)
-    before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
-    events.trackers = open_trackers(recipe, before, world)
-    plan = make_plan(recipe, world, before)
-    resumed = checkpoints.load_latest(own_classes(recipe, plan, num_classes, world.rank))
-    if resumed is None:
-        look_for_empty_classes(recipe, source, num_classes, world)
-    loader = make_loader(
-        source,
-        recipe.data,
-        num_classes=num_classes,
-        batch_size=recipe.train.batch_size,
-        logical_workers=plan.logical_workers,
-        seed=recipe.train.seed,
-        copies=world.device.copies(),
-    )
-    trainer = make_trainer(recipe, world, plan, num_classes)
-    verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))
-    trainer.freeze.steps_per_epoch = loader.steps_per_epoch
-    loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
-    resume(loop, resumed)
-    if not is_complete(loop):
-        say_start(loop, before)
-        loop.progress.say(describe_order(loader, source, num_classes, plan.rounds))
-    return loop
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ def test_a_function_has_at_most_60_lines_and_a_file_400() -> None:
     assert found == {}
 
 
+def test_the_entry_point_of_training_is_short() -> None:
+    assert len((ROOT / "app" / "train.py").read_text().splitlines()) <= 120
+
+
 def test_what_is_public_says_what_it_does() -> None:
     found = [f"{path.relative_to(ROOT)}: {name}" for path in LIBRARY for name in undocumented(path)]
     # The methods of a source are explained once, by the protocol (app/data/source.py).

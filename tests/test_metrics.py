@@ -9,10 +9,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.observe.events import EventLog
+from app.observe.figures import FIGURES, Reporter
 from app.observe.metrics import Metrics
+from app.observe.progress import Progress
 from demo.object_store import free_port
 
 DASHBOARD = Path(__file__).resolve().parent.parent / "k8s" / "chart" / "files" / "dashboard.json"
@@ -24,11 +26,9 @@ def test_what_is_served_is_what_the_dashboard_asks_for() -> None:
     before = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     assert "arcface_loss 0" not in before  # nobody has measured one
     assert not next(iter(text_string_to_metric_families(before))).samples
-    gauges = [value for value in vars(metrics).values() if isinstance(value, Gauge) and not value._labelnames]
-    gauges += metrics.data.values()
-    for gauge in gauges:
-        gauge.set(1)
-    metrics.step.set(7)
+    Reporter(Progress(10, enabled=False), EventLog("memory://run", enabled=False, tensorboard=False), metrics)
+    metrics.last_checkpoint.set(1)
+    metrics.set(dict.fromkeys(FIGURES, 1) | {"step": 7})
     metrics.accuracy.labels("lfw").set(0.99)
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     served = {family.name: family for family in text_string_to_metric_families(text)}
@@ -46,7 +46,7 @@ def test_what_is_served_is_what_the_dashboard_asks_for() -> None:
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_pods_of_both_address_families_can_scrape() -> None:
     port = free_port()
-    Metrics(port).step.set(7)
+    Metrics(port).set({"step": 7})
     for host in ("127.0.0.1", "[::1]"):
         assert b"arcface_step 7" in urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5).read()
 

@@ -11,19 +11,6 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-# What a loader's ``figures`` tell, all of rank 0 and since its start.
-_DATA = {
-    "bytes_read": "Bytes from the store.",
-    "requests": "Requests to the store.",
-    "retries": "Requests that failed and were sent again.",
-    "hedged": "Slow requests that were sent a second time.",
-    "latency_p50": "Median of the last thousand requests, seconds.",
-    "latency_p99": "99th percentile of them, seconds.",
-    "cache_hits": "Chunks that the node's disk had.",
-    "cache_misses": "Chunks that came from the store.",
-    "decoded_per_thread_second": "Images a decoding thread makes in a second.",
-}
-
 
 class Metrics:
     """The gauges; without a port they are set and never served.
@@ -34,15 +21,8 @@ class Metrics:
 
     def __init__(self, port: int) -> None:
         self.registry = CollectorRegistry()
-        self.step = self._gauge("arcface_step", "Steps done.")
-        self.loss = self._gauge("arcface_loss", "Mean loss over the last global batch.")
-        self.learning_rate = self._gauge("arcface_learning_rate", "Rate of the last step.")
-        self.images_per_second = self._gauge("arcface_images_per_second", "Of all processes together.")
-        self.data_wait_share = self._gauge("arcface_data_wait_share", "Share of time that steps waited for data.")
-        self.world_size = self._gauge("arcface_world_size", "Processes.")
-        self.bad_records = self._gauge("arcface_bad_records", "Unreadable records of all processes and starts.")
-        self.data_wait_seconds = self._gauge("arcface_data_wait_seconds", "A step's wait for data, mean.")
-        self.data = {key: self._gauge(f"arcface_data_{key}", text) for key, text in _DATA.items()}
+        self.gauges: dict[str, Gauge] = {}
+        self.add("step", "arcface_step", "Steps done.")
         self.last_checkpoint = self._gauge("arcface_last_checkpoint_time_seconds", "Unix time of the last commit.")
         self.accuracy = Gauge("arcface_accuracy", "Ten-fold accuracy.", ["set"], registry=self.registry)
         if port:
@@ -52,12 +32,14 @@ class Metrics:
                 # Two runs on one machine: the second trains all the same.
                 warnings.warn(f"metrics are not served: port {port}: {error}", stacklevel=2)
 
-    def set_data(self, wait: float, figures: Mapping[str, float]) -> None:
-        """Seconds that a step waited for data, and what a loader's ``figures`` say."""
-        self.data_wait_seconds.set(wait)
-        for key, gauge in self.data.items():
-            if key in figures:
-                gauge.set(figures[key])
+    def add(self, key: str, name: str, meaning: str) -> None:
+        """A gauge that ``set`` knows as ``key`` and Prometheus as ``name``."""
+        self.gauges[key] = self._gauge(name, meaning)
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Set gauges by their keys."""
+        for key, value in values.items():
+            self.gauges[key].set(value)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return _LateGauge(name, text, self.registry)

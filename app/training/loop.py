@@ -9,22 +9,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from app import patience
 from app.checkpoint.manager import CheckpointManager
 from app.config.recipe import Recipe
 from app.data.loader import Batch, Loader
 from app.elastic import watchdog
 from app.elastic.signals import StopRequest
 from app.observe.events import EventLog
+from app.observe.figures import Reporter
 from app.observe.metrics import Metrics
-from app.observe.progress import Progress, Remaining, Speed, format_duration
-from app.observe.training_log import reference_line
+from app.observe.progress import Progress, Remaining, Speed
 from app.run_folder import run_url, save_model
 from app.storage import StorageError
 from app.training.checkpoint_clock import CheckpointClock
 from app.training.profile_window import profiled_steps
 from app.training.schedule import learning_rate
 from app.training.state import RunState, recipe_fields
-from app.training.trainer import NotFiniteError, StepResult, Trainer
+from app.training.trainer import Notes, NotFiniteError, StepResult, Trainer
 from app.training.verifier import Verifier
 from app.world import World
 
@@ -64,7 +65,13 @@ class Loop:
             log=self.events.text.add,
             stamped=self.recipe.output.log_style == "insightface",
         )
-        self.metrics = Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0)
+        self.reporter = Reporter(
+            self.progress,
+            self.events,
+            Metrics(self.recipe.output.prometheus_port if self.world.rank == 0 else 0),
+            insightface=self.recipe.output.log_style == "insightface",
+            fp16=self.recipe.train.precision == "fp16",
+        )
         self._speed, self._remaining = Speed(), Remaining()
         self.started = time.monotonic()
         self._rates: list[float] = []
@@ -110,21 +117,20 @@ class Loop:
             lr = learning_rate(self.recipe.optim, self.step, self.total_steps, self.steps_per_epoch)
             try:
                 bad = sum(part.bad for part in batch)
-                flags = (self.stop.received, self.checkpoints.uploading, bad)
-                result = self.trainer.step(self.step, batch, lr, flags)
+                notes = Notes(self.stop.received, self.checkpoints.uploading, bad)
+                result = self.trainer.step(self.step, batch, lr, notes)
             except NotFiniteError as error:
                 self.events.add("not_finite", self.step, positions=error.positions)
                 self.events.flush()
                 raise
             self.step += 1
             self._speed.add_step(self.global_batch, result.loss)
-            self._count_bad(bad, result.flags[2])
+            self._count_bad(bad, result.notes.bad_records)
             if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:
                 self._report(result, lr)
-            stopping = result.flags[0] > 0
-            uploading = result.flags[1] > 0
+            stopping = result.notes.stop > 0
             watchdog.enter("checkpoint")
-            if self.checkpoints.busy and (stopping or not uploading):
+            if self.checkpoints.busy and (stopping or not result.notes.uploading):
                 self._commit(wait=stopping)
             if stopping or (self._clock.due(self.step) and not self.checkpoints.busy):
                 self._start_checkpoint()
@@ -151,7 +157,7 @@ class Loop:
 
     def verify(self) -> None:
         """Accuracy on every configured set; a collective."""
-        self.verifier.verify(self.step, self.progress, self.metrics, self.events)
+        self.verifier.verify(self.step, self.reporter)
         self._speed.restart_clock()
 
     def save(self) -> None:
@@ -178,69 +184,36 @@ class Loop:
         self.loader.bad_before = self.bad_records - self._own_bad
 
     def _report(self, result: StepResult, lr: float) -> None:
-        speed, epoch = self._speed, (self.step - 1) // self.steps_per_epoch
+        speed, scaling = self._speed, self.trainer.loss_scale
         rate = speed.images_per_second
         self._rates.append(rate)
         eta = self._remaining.after(speed.steps, speed.seconds, self.total_steps - self.step)
-        figures, waited = self.loader.figures(), speed.data_wait / max(1, speed.steps)
-        self.progress.report(self.step, self._describe(lr, rate, epoch, eta))
-        self.events.add(
-            "train",
-            self.step,
-            loss=speed.mean_loss,
-            lr=lr,
-            epoch=epoch,
-            images_per_second=rate,
-            hours_left=eta / 3600,
-            data_wait_share=speed.data_wait_share,
-            gradient_norm=result.gradient_norm,
-            loss_scale=self.trainer.loss_scale.scale,
-            skipped_steps=self.trainer.loss_scale.skipped,
-            world_size=self.world.size,
-            data_wait_seconds=waited,
-            bad_records=self.bad_records,
-            **figures,
-        )
-        self.metrics.step.set(self.step)
-        self.metrics.loss.set(speed.mean_loss)
-        self.metrics.learning_rate.set(lr)
-        self.metrics.images_per_second.set(rate)
-        self.metrics.data_wait_share.set(speed.data_wait_share)
-        self.metrics.world_size.set(self.world.size)
-        self.metrics.bad_records.set(self.bad_records)
-        self.metrics.set_data(waited, figures)
+        figures = {
+            "loss": speed.mean_loss,
+            "lr": lr,
+            "epoch": (self.step - 1) // self.steps_per_epoch,
+            "images_per_second": rate,
+            "hours_left": eta / 3600,
+            "gradient_norm": result.gradient_norm,
+            "loss_scale": scaling.scale,
+            "skipped_steps": scaling.skipped,
+            "world_size": self.world.size,
+            "bad_records": self.bad_records,
+            "data_wait_share": speed.data_wait_share,
+            "data_wait_seconds": speed.data_wait / max(1, speed.steps),
+            "store_retries": patience.counters.retries,
+            "store_wait_seconds": patience.counters.seconds,
+            **self.loader.figures(),
+        }
+        self.reporter.report(self.step, figures)
         speed.restart()
-
-    def _describe(self, lr: float, rate: float, epoch: int, eta: float) -> str:
-        """A report of progress in the style of the recipe."""
-        speed, scaling = self._speed, self.trainer.loss_scale
-        if self.recipe.output.log_style == "insightface":
-            return reference_line(
-                speed=rate,
-                loss=speed.mean_loss,
-                lr=lr,
-                epoch=epoch,
-                step=self.step,
-                seconds_left=eta,
-                scale=scaling.scale if scaling.enabled else None,
-            )
-        scale = f" | scale {scaling.scale:.0f}" if scaling.enabled else ""
-        if scaling.skipped:
-            scale += f", {scaling.skipped} steps skipped"
-        # What matters least stands last: a narrow terminal cuts it off.
-        return (
-            f"{rate:7.1f} img/s | loss {speed.mean_loss:8.4f} | ETA {format_duration(eta)} | step {self.step} | "
-            f"lr {lr:.5f} | epoch {epoch} | wait {speed.data_wait_share:4.0%}{scale}"
-        )
 
     def _commit(self, *, wait: bool = True) -> None:
         """Take the save that is on its way to its end, or only a stage on."""
         manifest = self.checkpoints.finish_save() if wait else self.checkpoints.advance()
         if manifest is None:
             return
-        self.metrics.last_checkpoint.set_to_current_time()
-        self.events.add("checkpoint", manifest.step, bytes=sum(item.size for item in manifest.objects))
-        self.events.flush()
+        self.reporter.committed(manifest.step, sum(item.size for item in manifest.objects))
 
     def _meta(self) -> dict[str, Any]:
         return RunState(

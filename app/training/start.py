@@ -9,14 +9,58 @@ from app import storage
 from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.config.options import to_toml
 from app.config.recipe import Recipe
+from app.data.build import describe_order, make_loader, open_source
 from app.elastic.rendezvous import count_start
+from app.elastic.signals import StopRequest
+from app.observe.events import EventLog
 from app.observe.trackers import TRACKERS, Trackers
 from app.run_folder import run_url
+from app.training.build import (
+    count_classes,
+    load_sets,
+    look_for_empty_classes,
+    make_plan,
+    make_trainer,
+    open_checkpoints,
+    own_classes,
+)
 from app.training.loop import Loop
 from app.training.state import RunState, compare, recipe_fields
 from app.training.trainer import Trainer
+from app.training.verifier import Verifier
 from app.weights import load_foreign, parse_weights, read_centres, read_names
 from app.world import World
+
+
+def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -> Loop:
+    """Data, checkpoint, model: everything the loop works with, where the last start left it."""
+    source = open_source(recipe.data, recipe.train.seed)
+    num_classes = count_classes(recipe, source)
+    checkpoints = open_checkpoints(recipe, world)
+    before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
+    events.trackers = open_trackers(recipe, before, world)
+    plan = make_plan(recipe, world, before)
+    resumed = checkpoints.load_latest(own_classes(recipe, plan, num_classes, world.rank))
+    if resumed is None:
+        look_for_empty_classes(recipe, source, num_classes, world)
+    loader = make_loader(
+        source,
+        recipe.data,
+        num_classes=num_classes,
+        batch_size=recipe.train.batch_size,
+        logical_workers=plan.logical_workers,
+        seed=recipe.train.seed,
+        copies=world.device.copies(),
+    )
+    trainer = make_trainer(recipe, world, plan, num_classes)
+    verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))
+    trainer.freeze.steps_per_epoch = loader.steps_per_epoch
+    loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
+    resume(loop, resumed)
+    if not is_complete(loop):
+        say_start(loop, before)
+        loop.progress.say(describe_order(loader, source, num_classes, plan.rounds))
+    return loop
 
 
 def previous_state(

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -42,17 +42,30 @@ class NotFiniteError(AppError):
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What the ranks tell each other with every step, at no further message; of all ranks together, the sums.
+
+    ``stop``: asked to end after this step. ``uploading``: a checkpoint is on its way. ``bad_records``: samples of the
+    step in whose place others stand.
+    """
+
+    stop: int = 0
+    uploading: int = 0
+    bad_records: int = 0
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one step did.
 
     ``loss``: mean over the global batch. ``gradient_norm``: of the backbone, before clipping. ``skipped``: gradients
-    overflowed under fp16 and the step changed nothing. ``flags``: sums over ranks of the flags that were passed in.
+    overflowed under fp16 and the step changed nothing. ``notes``: those of all ranks together.
     """
 
     loss: float
     gradient_norm: float
     skipped: bool
-    flags: tuple[int, ...]
+    notes: Notes
 
 
 class Trainer:
@@ -113,13 +126,13 @@ class Trainer:
             )
         return torch.optim.AdamW(self.parameters, lr=optim.lr, weight_decay=optim.weight_decay)
 
-    def step(self, number: int, batches: Sequence[Batch], lr: float, flags: Sequence[int] = ()) -> StepResult:
+    def step(self, number: int, batches: Sequence[Batch], lr: float, notes: Notes = Notes()) -> StepResult:
         """Train one global batch; every rank calls it with the batches of its share.
 
         Args:
             number: of the step, from 0; seeds the choice of classes.
             batches: one for each of this rank's logical workers.
-            flags: small counts that all ranks want to agree on; their sums come back, at no further message.
+            notes: of this rank; the result has those of all.
 
         Raises:
             NotFiniteError: the loss, or under fp32 and bf16 a gradient, is NaN or Inf; weights are as before the step.
@@ -165,7 +178,7 @@ class Trainer:
         norm = loss.new_zeros(())
         if self.parameters:
             norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
-        mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, flags)
+        mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, notes)
         self.statistics.end_step(keep=finite)
         if not finite and (not self.loss_scale.enabled or math.isnan(mean_loss)):
             raise self._not_finite(number, mean_loss, gradient_norm, batches)
@@ -217,16 +230,16 @@ class Trainer:
         gathered = self.world.all_gather(labels).flatten()
         return gathered[gathered != ABSENT]
 
-    def _agree(self, loss: Tensor, norm: Tensor, flags: Sequence[int]) -> tuple[float, float, bool, tuple[int, ...]]:
-        """One small message a step: is everything finite on every rank, and the sums of the flags."""
+    def _agree(self, loss: Tensor, norm: Tensor, notes: Notes) -> tuple[float, float, bool, Notes]:
+        """One small message a step: is everything finite on every rank, and what do all note."""
         # One transfer to the host for all three.
         mean_loss, gradient_norm, centres_finite = torch.stack(
             [loss.double(), norm.double(), self.head.finite().double()]
         ).tolist()
         hidden = self.loss_scale.enabled and self.device.overflowed()
         bad = hidden or not (centres_finite and gradient_norm < float("inf") and abs(mean_loss) < float("inf"))
-        sums = self.world.all_reduce([float(bad), *map(float, flags)], "sum")
-        return mean_loss, gradient_norm, sums[0] == 0, tuple(int(value) for value in sums[1:])
+        sums = self.world.all_reduce([float(bad), *map(float, astuple(notes))], "sum")
+        return mean_loss, gradient_norm, sums[0] == 0, Notes(*map(int, sums[1:]))
 
     def _update(self, lr: float, unscale: float, gradient_norm: float) -> None:
         clip = self.recipe.optim.clip_norm

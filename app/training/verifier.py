@@ -14,8 +14,7 @@ from app.data.bin_sets import VerificationSet
 from app.elastic import watchdog
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
-from app.observe.metrics import Metrics
-from app.observe.progress import Progress
+from app.observe.figures import Reporter
 from app.run_folder import run_url, save_model
 from app.world import World
 
@@ -36,7 +35,7 @@ class Verifier:
     accuracies: dict[str, float] = field(default_factory=dict)
     best_mean: float = 0.0
 
-    def verify(self, step: int, progress: Progress, metrics: Metrics, events: EventLog) -> None:
+    def verify(self, step: int, reporter: Reporter) -> None:
         """Accuracy on every set; a collective."""
         if not self.sets:
             return
@@ -56,17 +55,12 @@ class Verifier:
                 batch_size=self.recipe.verify.batch_size,
                 world=self.world,
             )
-            measured = result.metrics
-            self.accuracies[pairs.name] = measured.accuracy
-            self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), measured.accuracy)
-            head = f"[{pairs.name}][{step}]"
-            progress.say(f"{head}XNorm: {result.xnorm:.6f}")
-            progress.say(f"{head}Accuracy-Flip: {measured.accuracy:.5f}+-{measured.accuracy_std:.5f}")
-            progress.say(f"{head}Accuracy-Highest: {self.highest[pairs.name]:.5f}")
-            metrics.accuracy.labels(pairs.name).set(measured.accuracy)
-            events.add(f"verification/{pairs.name}", step, **result.summary())
+            accuracy = result.metrics.accuracy
+            self.accuracies[pairs.name] = accuracy
+            self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), accuracy)
+            reporter.verified(pairs.name, step, result.summary(), self.highest[pairs.name])
         self.backbone.train()
-        self._keep_best(step, events)
+        self._keep_best(step, reporter.events)
 
     def _keep_best(self, step: int, events: EventLog) -> None:
         """Keep the backbone with the highest mean accuracy in best/, to be opened like a run folder."""

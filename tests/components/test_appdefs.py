@@ -20,7 +20,7 @@ from torchx.specs.finder import get_component
 
 from app.config.options import parse_arguments
 from app.device import detect_device
-from app.train import make_plan
+from app.training.build import make_plan
 from app.world import World
 from components.jobs import PrepareJob, TrainJob, VerifyJob
 from tests.components.api_server import problems_of_job

@@ -12,7 +12,7 @@ from app.config.recipe import DataConfig, ModelConfig, OptimConfig, Recipe, Trai
 from app.data.loader import Batch
 from app.device import Device, detect_device
 from app.errors import AppError
-from app.train import make_trainer
+from app.training.build import make_trainer
 from app.training.plan import ElasticPlan
 from app.training.trainer import NotFiniteError, Trainer
 from app.world import World
