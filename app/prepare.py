@@ -21,8 +21,9 @@ from app.errors import run_main
 from app.observe.progress import Progress, format_duration
 
 _NOT_ALIGNED = (
-    "warning: the faces are not aligned (no --landmarks). A model that was trained on aligned faces, as every "
-    "published one is, compares such pictures badly; one trained on them has to learn every position and tilt by itself"
+    "warning: the faces are not aligned (no --align detector, no --landmarks). A model that was trained on aligned "
+    "faces, as every published one is, compares such pictures badly; one trained on them has to learn every position "
+    "and tilt by itself"
 )
 
 
@@ -62,7 +63,13 @@ def _prepare(options: argparse.Namespace) -> str:
 
 
 def _face(options: argparse.Namespace) -> FaceOptions:
-    return FaceOptions(options.size, fit=options.fit, landmarks=options.landmarks, several=options.several_faces)
+    return FaceOptions(
+        options.size,
+        fit=options.fit,
+        align=options.align,
+        landmarks=options.landmarks,
+        several=options.several_faces,
+    )
 
 
 def _prepare_folder(options: argparse.Namespace) -> str:
@@ -90,7 +97,7 @@ def _prepare_folder(options: argparse.Namespace) -> str:
         text = prepare_folder(options.source, options.output, chosen, report)
     finally:
         progress.close()
-    if not face.landmarks:
+    if not face.landmarks and face.align == "none":
         print(_NOT_ALIGNED, file=sys.stderr)
     return text
 
@@ -166,6 +173,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def _add_face_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=int, default=112, help="pixels")
     command.add_argument("--fit", choices=FITS, default="pad", help="how a picture that is not square becomes it")
+    command.add_argument(
+        "--align",
+        choices=("none", "detector"),
+        default="none",
+        help="detector: find the face, turn and scale it to the field's template (extra [detect])",
+    )
     command.add_argument(
         "--landmarks", default="", help="URL of a CSV or JSON file of five points a face: align by them"
     )

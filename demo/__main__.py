@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print("\ndemo stopped; the object store is down, nothing is left running", file=sys.stderr)
         return 130
     minutes, seconds = divmod(int(time.monotonic() - started), 60)
-    print(f"\nDone in {minutes} min {seconds} s. The picture: {FOLDER.name}/report.png", flush=True)
+    print(f"\nDone in {minutes} min {seconds} s. The picture: {os.path.relpath(FOLDER)}/report.png", flush=True)
     return 0
 
 

@@ -8,7 +8,7 @@ compile() {
     --no-emit-package torch --no-emit-package setuptools --constraint scripts/constraints.txt |
     python3 scripts/drop_accelerator_packages.py
 }
-compile --extra launch --extra demo --extra export --extra dev >requirements.lock
+compile --extra launch --extra demo --extra export --extra heif --extra detect --extra dev >requirements.lock
 # The image: only what the app needs, at the versions of the first.
 compile --extra export --constraint requirements.lock >docker/requirements.lock
 grep -c '==' requirements.lock docker/requirements.lock

@@ -10,7 +10,8 @@ import io
 import json
 import math
 import re
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +67,9 @@ def align_face(image: Image.Image, points: Points, size: int = 112) -> Image.Ima
     Raises:
         PhotographError: no turned and scaled face has its points like this.
     """
-    # Pillow counts from the corner of a pixel.
     scale = size / 112
-    target, corner_points = (TEMPLATE + 0.5) * scale, points + 0.5
     try:
-        a, b, residual = similarity_transform(corner_points, target)
+        aligned, (_, _, residual) = bring_to(image, points + 0.5, (TEMPLATE + 0.5) * scale, size)
     except PrepareError as error:
         raise PhotographError("points of no face", str(error)) from None
     if residual > MAX_RESIDUAL * scale:
@@ -79,17 +78,57 @@ def align_face(image: Image.Image, points: Points, size: int = 112) -> Image.Ima
             f"they miss the template by {residual / scale:.0f} pixels of 112: left is the viewer's left, and the order "
             f"is {', '.join(COLUMNS)}",
         )
+    return aligned
+
+
+def bring_to(
+    image: Image.Image, points: Points, target: Points, size: int
+) -> tuple[Image.Image, tuple[complex, complex, float]]:
+    """``size`` x ``size`` pixels in which points come nearest to a target, and the transform; see there.
+
+    Args:
+        points, target: float64 [N, 2], counted from the corner of a pixel, as Pillow does.
+    """
+    a, b, residual = similarity_transform(points, target)
+    scale = a
     if (factor := int(1 / abs(a))) > 1:  # Pillow's transform reads single pixels: average them before
         image = image.reduce(factor)
-        a *= factor
-    back = 1 / a
+        scale = a * factor
+    back = 1 / scale
     origin = -b * back
     data = (back.real, -back.imag, origin.real, back.imag, back.real, origin.imag)
-    return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    brought = image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR)
+    return brought, (a, b, residual)
+
+
+class FaceFinder(Protocol):
+    """Tells where the face of a picture is: a landmark file, or a detector."""
+
+    def choose(self, name: str, picture: Image.Image, several: Several) -> Points:
+        """The points of a picture's face.
+
+        Args:
+            name: its path below the folder of photographs.
+            picture: RGB, upright, at its full size.
+            several: what to do about several faces.
+
+        Raises:
+            PhotographError: it has none, or several and these are refused.
+        """
+        ...
+
+
+def choose_face(faces: Sequence[Points], several: Several, missing: str) -> Points:
+    """The largest of some faces; see ``FaceFinder.choose``. ``missing`` says more where there is none."""
+    if not faces:
+        raise PhotographError("without a face", missing)
+    if len(faces) > 1 and several == "refuse":
+        raise PhotographError("several faces", f"{len(faces)} faces")
+    return max(faces, key=lambda points: float(np.prod(np.ptp(points, axis=0))))
 
 
 class Landmarks:
-    """The five points of the faces in each picture, by its path below the folder of photographs."""
+    """The five points of the faces in each picture, by its path below the folder of photographs; a ``FaceFinder``."""
 
     def __init__(self, url: str, faces: dict[str, list[Points]]) -> None:
         self.url, self._faces = url, faces
@@ -97,18 +136,10 @@ class Landmarks:
     def __len__(self) -> int:
         return len(self._faces)
 
-    def choose(self, name: str, several: Several) -> Points:
-        """The points of a picture's face.
-
-        Raises:
-            PhotographError: it has none, or several and these are refused.
-        """
-        faces = self._faces.get(same_name(name), [])
-        if not faces:
-            raise PhotographError("without a face", f"{storage.redact(self.url)} has no points for it")
-        if len(faces) > 1 and several == "refuse":
-            raise PhotographError("several faces", f"{len(faces)} faces")
-        return max(faces, key=lambda points: float(np.prod(np.ptp(points, axis=0))))
+    def choose(self, name: str, picture: Image.Image, several: Several) -> Points:  # noqa: ARG002
+        """See ``FaceFinder``."""
+        missing = f"{storage.redact(self.url)} has no points for it"
+        return choose_face(self._faces.get(same_name(name), []), several, missing)
 
 
 def read_landmarks(url: str) -> Landmarks:

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Literal
 
 from app import storage
-from app.data.prepare.alignment import Landmarks, Several, align_face, read_landmarks
+from app.data.prepare.alignment import FaceFinder, Several, align_face, read_landmarks
+from app.data.prepare.detection import shared_detector
 from app.data.prepare.duplicates import Duplicate, difference_hash, find_duplicates
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.findings import Findings, Skipped
@@ -38,6 +39,7 @@ _PART_IMAGES = 4096
 MAX_FILE_BYTES = 256 << 20
 _FEW_PEOPLE = "too few pictures"
 
+Align = Literal["none", "detector"]
 Report = Callable[[int, int], None]  # photographs done, of how many
 
 
@@ -45,20 +47,29 @@ Report = Callable[[int, int], None]  # photographs done, of how many
 class FaceOptions:
     """How a photograph becomes a training image of ``size`` x ``size`` pixels.
 
-    With ``landmarks`` (URL; see ``alignment.read_landmarks``) the face is aligned; of ``several`` faces the largest is
-    taken, or the picture is left out. Without, the whole picture is made to ``fit``.
+    With ``landmarks`` (URL; see ``alignment.read_landmarks``) or a detector (``align``) the face is aligned; of
+    ``several`` faces the largest is taken, or the picture is left out. Without, the whole picture is made to ``fit``.
     """
 
     size: int = 112
     quality: int = 95
     fit: Fit = "pad"
+    align: Align = "none"
     landmarks: str = ""
     several: Several = "largest"
 
-    def read_landmarks(self) -> Landmarks | None:
-        """The landmark file, where there is one; checks the size on the way."""
+    def find_faces(self) -> FaceFinder | None:
+        """What tells where the faces are; None where the whole picture is taken.
+
+        Raises:
+            PrepareError: the options do not fit, the landmark file is none, or the detector is not installed.
+        """
         check_size(self.size)
-        return read_landmarks(self.landmarks) if self.landmarks else None
+        if self.landmarks and self.align == "detector":
+            raise PrepareError("--landmarks gives the points already: leave --align detector out")
+        if self.landmarks:
+            return read_landmarks(self.landmarks)
+        return shared_detector() if self.align == "detector" else None
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def list_jobs(
         if is_system_file(file.name):
             skipped.append(Skipped(file.name, "system file", ""))
         elif ending(file.name) not in ENDINGS and ending(file.name):
-            more = ": pip install pillow-heif, and it is" if ending(file.name) in HEIF_ENDINGS else ""
+            more = ": pip install 'arcface-torchx[heif]', and it is" if ending(file.name) in HEIF_ENDINGS else ""
             skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read{more}"))
         elif not folder:
             skipped.append(Skipped(file.name, "in no person's folder", ""))
@@ -147,14 +158,14 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
         PrepareError: there is nothing to take, or with ``strict`` something is left out; nothing is written then.
     """
     options = options or FolderOptions()
-    landmarks = options.face.read_landmarks()
+    finder = options.face.find_faces()
     folder = Source(source)
     jobs, skipped = list_jobs(folder, options.person, [folder.name_of(output)])
     parts, names = storage.join(output, ".parts"), []
     _begin(parts, jobs, options.face)
     done = set(storage.list_names(parts))
     prepared: list[Prepared] = []
-    load = partial(prepare_photograph, folder, options.face, landmarks)
+    load = partial(prepare_photograph, folder, options.face, finder)
     with ThreadPoolExecutor(max(1, options.workers)) as pool:
         for number, chunk in enumerate(_chunks(jobs)):
             name = storage.join(parts, f"{number:06d}.part")
@@ -188,7 +199,7 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
 
 
 def prepare_photograph(
-    source: Source, options: FaceOptions, landmarks: Landmarks | None, name: str
+    source: Source, options: FaceOptions, finder: FaceFinder | None, name: str
 ) -> tuple[Prepared, bytes]:
     """Read one photograph and make a training image of it; what cannot be taken says why.
 
@@ -202,14 +213,14 @@ def prepare_photograph(
             raise
         return Prepared(reason="unreadable", detail=str(error)), b""
     try:
-        image, picture_hash = make_face(data, options, landmarks, name)
+        image, picture_hash = make_face(data, options, finder, name)
     except PhotographError as error:
         return Prepared(reason=error.reason, detail=error.detail), b""
     digest = hashlib.sha256(data).hexdigest()
     return Prepared(len(image), digest=digest, picture_hash=picture_hash.hex()), image
 
 
-def make_face(data: bytes, options: FaceOptions, landmarks: Landmarks | None, name: str) -> tuple[bytes, bytes]:
+def make_face(data: bytes, options: FaceOptions, finder: FaceFinder | None, name: str) -> tuple[bytes, bytes]:
     """A training image (JPEG) of a photograph, and the hash of what the photograph shows.
 
     A JPEG of the right size stays as it is, unless it has to be turned or aligned.
@@ -217,10 +228,10 @@ def make_face(data: bytes, options: FaceOptions, landmarks: Landmarks | None, na
     Raises:
         PhotographError: it cannot be taken.
     """
-    points = landmarks.choose(name, options.several) if landmarks is not None else None
-    picture = open_photograph(data, least=0 if points is not None else 2 * options.size)
+    picture = open_photograph(data, least=0 if finder is not None else 2 * options.size)
     picture_hash = difference_hash(picture)
-    if points is not None:
+    if finder is not None:
+        points = finder.choose(name, picture, options.several)
         return to_jpeg(align_face(picture, points, options.size), options.quality), picture_hash
     if is_ready(data, options.size):
         return data, picture_hash

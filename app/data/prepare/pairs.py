@@ -10,7 +10,7 @@ import numpy as np
 from app import storage
 from app.data.bin_sets import dump_set
 from app.data.dataset import Dataset, open_dataset
-from app.data.prepare.alignment import Landmarks
+from app.data.prepare.alignment import FaceFinder
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, list_jobs, make_face
 from app.data.prepare.pair_list import read_pairs
@@ -36,14 +36,14 @@ def prepare_pairs(source: str, pairs: str, output: str, face: FaceOptions | None
         PrepareError: a line is not such a pair, or an image is missing or unreadable; names the line.
     """
     face = face or FaceOptions()
-    landmarks, folder = face.read_landmarks(), Source(source)
+    finder, folder = face.find_faces(), Source(source)
     images: dict[str, bytes] = {}
     encoded: list[bytes] = []
     issame: list[bool] = []
     for pair in read_pairs(pairs, folder):
         for name in (pair.first, pair.second):
             if name not in images:
-                images[name] = _load(folder, name, face, landmarks, f"{storage.redact(pairs)}: line {pair.line}")
+                images[name] = _load(folder, name, face, finder, f"{storage.redact(pairs)}: line {pair.line}")
             encoded.append(images[name])
         issame.append(pair.same)
     storage.write_bytes(output, dump_set(encoded, issame))
@@ -55,13 +55,13 @@ def draw_folder_pairs(
 ) -> str:
     """Write a ``.bin`` file of pairs drawn from a folder of photographs, one subfolder a person; see ``draw_pairs``."""
     face = face or FaceOptions()
-    landmarks, folder = face.read_landmarks(), Source(source)
+    finder, folder = face.find_faces(), Source(source)
     jobs, _ = list_jobs(folder, "first", [])
     labels = _numbered([job.person for job in jobs])
 
     def load(number: int) -> bytes:
         name = jobs[number].file.name
-        return _load(folder, name, face, landmarks, storage.redact(source))
+        return _load(folder, name, face, finder, storage.redact(source))
 
     return _write(output, draw_pairs(labels, count, seed, storage.redact(source)), load)
 
@@ -190,9 +190,9 @@ def _write(output: str, pairs: Sequence[tuple[int, int, bool]], load: Callable[[
     return f"{len(pairs)} pairs, {len(pairs) // 2} of them genuine, of {len(images)} images"
 
 
-def _load(source: Source, name: str, face: FaceOptions, landmarks: Landmarks | None, where: str) -> bytes:
+def _load(source: Source, name: str, face: FaceOptions, finder: FaceFinder | None, where: str) -> bytes:
     try:
-        return make_face(source.read(name), face, landmarks, name)[0]
+        return make_face(source.read(name), face, finder, name)[0]
     except (storage.StorageError, PhotographError) as error:
         if getattr(error, "transient", False):
             raise

@@ -52,7 +52,7 @@ def draw_before_and_after(
     cells = []
     for name, before, after in pictures:
         cell = Image.new("RGB", (SIDE, STRIP + 2 * SIDE), "white")
-        text = name.rsplit("/", 1)[-1].encode("ascii", "replace").decode()[-18:]
+        text = "/".join(name.rsplit("/", 2)[-2:]).encode("ascii", "replace").decode()[-18:]
         ImageDraw.Draw(cell).text((2, 1), text, fill="black")
         cell.paste(fit_square(open_photograph(before, least=2 * SIDE), SIDE), (0, STRIP))
         cell.paste(Image.fromarray(resize(decode_image(after), SIDE, SIDE)), (0, STRIP + SIDE))

@@ -127,7 +127,7 @@ def test_a_landmark_file_is_read(tmp_path: Path, name: str) -> None:
     path = put(tmp_path / name, FILES[name].encode())
     landmarks = read_landmarks(str(path))
     assert len(landmarks) == 1
-    assert landmarks.choose("Li Wei/1.jpg", "refuse").tolist() == PAIRED
+    assert landmarks.choose("Li Wei/1.jpg", scene(1), "refuse").tolist() == PAIRED
 
 
 @pytest.mark.parametrize(

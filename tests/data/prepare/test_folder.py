@@ -17,7 +17,7 @@ from app.data.prepare.duplicates import difference_hash, find_duplicates
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.orl import load_faces
-from app.data.prepare.photograph import open_photograph
+from app.data.prepare.photograph import ENDINGS, HEIF_ENDINGS, open_photograph
 from app.data.prepare.tools import read_all
 from tests.data.prepare.pictures import encode, put, scene
 
@@ -65,22 +65,32 @@ def test_everything_is_taken_or_listed_with_its_reason(tmp_path: Path, capsys: p
         ("anna/broken.jpg", "unreadable"),
         ("Li Wei/cut.png", "unreadable"),
         ("anna/notes.txt", "not a picture"),
-        ("anna/new.heic", "not a picture"),
+        ("anna/new.heic", "unreadable"),
         ("stray.jpg", "in no person's folder"),
         ("only broken/1.jpg", "unreadable"),
         ("only broken/", "person without a picture"),
         ("nobody/", "person without a picture"),
     }
-    (heic,) = [row for row in table(out / "skipped.csv") if row["file"] == "anna/new.heic"]
-    assert heic["detail"] == ".heic is not read: pip install pillow-heif, and it is"
     captured = capsys.readouterr()
     assert "7 images of 3 people" in captured.out
-    assert "3 unreadable" in captured.out
+    assert "4 unreadable" in captured.out
     assert "2 person without a picture" in captured.out
     assert "not aligned" in captured.err
     assert prepare.main(["check", "--data", str(out)]) == 0
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.size == (7 * 112, 14 + 2 * 112 + 6)
+
+
+def test_without_the_extra_photographs_of_telephones_are_listed_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "photos" / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+    put(tmp_path / "photos" / "anna" / "2.HEIC", encode(scene(2), "HEIF"))
+    assert "2 images" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "with"))
+    monkeypatch.setattr("app.data.prepare.folder.ENDINGS", ENDINGS - set(HEIF_ENDINGS))
+    assert "1 not a picture" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "without"))
+    (row,) = table(tmp_path / "without" / "skipped.csv")
+    assert row["detail"] == ".heic is not read: pip install 'arcface-torchx[heif]', and it is"
 
 
 def test_strict_refuses_and_writes_nothing(tmp_path: Path) -> None:

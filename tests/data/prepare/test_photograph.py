@@ -49,6 +49,7 @@ KINDS = {
     "webp": (encode(WIDE, "WEBP", quality=100), WIDE),
     "opaque rgba png": (encode(WIDE.convert("RGBA"), "PNG"), WIDE),
     "grey with alpha": (encode(WIDE.convert("LA"), "PNG"), GREY),
+    "heic": (encode(WIDE, "HEIF", quality=95), WIDE),
     "one bit png": (encode(WIDE.convert("1"), "PNG"), WIDE.convert("1")),
 }
 
