@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,10 @@ class Device:
         """What copies batches ahead of need; None on a CPU, which needs no copy."""
         return None if self.kind == "cpu" else BatchCopies(self)
 
+    def aside(self) -> Aside:
+        """Where work runs beside what is queued next; see ``Aside``."""
+        return Aside(self)
+
     def arrived(self, tensor: torch.Tensor, there: Any) -> torch.Tensor:
         """The tensor on this device; work queued from now on waits for a copy that ``BatchCopies`` began."""
         if there is None:
@@ -130,6 +134,36 @@ class Device:
             on_trace_ready=module.tensorboard_trace_handler(folder),
         ) as profiler:
             yield profiler
+
+
+class Aside:
+    """One piece of work at a time on a stream of its own, beside what is queued next; on a CPU it runs at once.
+
+    What it reads must stay alive, and what it writes alone, until ``join``: the allocator of the stream that made
+    those tensors would give their memory away as soon as Python forgets them.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._module = None if device.kind == "cpu" else _module(device.kind)
+        self._stream = self._module.Stream(device=device.torch_device) if self._module else None
+        self._held: tuple[Any, ...] | None = None  # while work may be under way
+
+    def run(self, work: Callable[[], None], *held: Any) -> None:
+        """Queue ``work`` behind all that is queued so far; ``held`` are kept until ``join``."""
+        self.join()
+        if self._module is None or self._stream is None:
+            work()
+            return
+        self._stream.wait_stream(self._module.current_stream())
+        self._held = held
+        with self._module.stream(self._stream):
+            work()
+
+    def join(self) -> None:
+        """What is queued from now on comes after the work; the host does not wait."""
+        if self._module is not None and self._held is not None:
+            self._module.current_stream().wait_stream(self._stream)
+            self._held = None
 
 
 class BatchCopies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -24,6 +25,15 @@ class EventStub:
 
     def query(self) -> bool:
         return self.done
+
+
+class StreamStub(str):
+    """A stream by its name; notes what it waits for."""
+
+    calls: list[Any]
+
+    def wait_stream(self, other: object) -> None:
+        self.calls.append(("wait_stream", str(self), other))
 
 
 class NpuStub(types.ModuleType):
@@ -56,8 +66,10 @@ class NpuStub(types.ModuleType):
     def max_memory_allocated(self) -> int:
         return 123
 
-    def Stream(self, device: object) -> str:
-        return f"side stream of {device}"
+    def Stream(self, device: object) -> StreamStub:
+        stream = StreamStub(f"side stream of {device}")
+        stream.calls = self.calls
+        return stream
 
     def stream(self, stream: str) -> contextlib.AbstractContextManager[None]:
         self.calls.append(("stream", stream))
@@ -65,6 +77,9 @@ class NpuStub(types.ModuleType):
 
     def current_stream(self) -> NpuStub:
         return self
+
+    def wait_stream(self, other: object) -> None:
+        self.calls.append(("wait_stream", "current", other))
 
     def wait_event(self, event: EventStub) -> None:
         self.calls.append(("wait_event", event))
@@ -200,6 +215,39 @@ def test_batches_are_copied_on_a_stream_of_their_own_from_buffers_that_are_used_
     assert npu.calls[-1] == ("wait_event", there)
     assert recorded == [npu]
     assert arrived.tolist() == [[7] * 3] * 2
+
+
+def test_work_runs_aside_between_what_was_queued_and_what_joins_it(npu: NpuStub) -> None:
+    aside = Device("npu", "cpu", "").aside()  # type: ignore[arg-type]
+    aside.join()
+    assert not npu.calls  # nothing to wait for
+
+    class Read:
+        """A tensor that the work reads."""
+
+    read = Read()
+    alive = weakref.ref(read)
+    aside.run(lambda: npu.calls.append("work"), read)
+    del read
+    side = "side stream of cpu"
+    assert npu.calls == [("wait_stream", side, npu), ("stream", side), "work"]
+    assert alive() is not None
+    aside.join()
+    assert npu.calls[3:] == [("wait_stream", "current", side)]
+    assert alive() is None
+    aside.join()
+    assert len(npu.calls) == 4
+    aside.run(lambda: npu.calls.append("first"))
+    aside.run(lambda: npu.calls.append("second"))  # one piece of work at a time
+    assert npu.calls[6:8] == ["first", ("wait_stream", "current", side)]
+
+
+def test_on_a_cpu_work_aside_is_done_at_once() -> None:
+    done = []
+    aside = Device("cpu", torch.device("cpu"), "gloo").aside()
+    aside.run(lambda: done.append(1))
+    assert done == [1]
+    aside.join()
 
 
 def test_a_cpu_copies_nothing() -> None:

@@ -207,6 +207,10 @@ class PartialFC(nn.Module):
         checks = [torch.isfinite(value).all() for value in values if value is not None]
         return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool, device=self.centres.device)
 
+    def step_tensors(self) -> tuple[object, ...]:
+        """What ``CentreOptimizer.step`` reads and the next ``begin_step`` forgets."""
+        return (self.active, self._batches)
+
     def take_samples(self, gradient_scale: float) -> Samples:
         """All samples since ``begin_step`` with their gradients times ``gradient_scale``; they are handed over once."""
         batches, self._batches = [b for b in self._batches if b.others.grad is not None], []

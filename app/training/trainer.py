@@ -98,6 +98,7 @@ class Trainer:
             update=recipe.head.update,
             momentum_dtype=getattr(torch, recipe.head.momentum_dtype),
         )
+        self.head_update = self.device.aside()
         self.loss_scale = LossScale(enabled=recipe.train.precision == "fp16", fixed=recipe.train.loss_scale)
         self.memory_format = torch.channels_last if recipe.model.channels_last else torch.contiguous_format
 
@@ -159,6 +160,7 @@ class Trainer:
                 watchdog.enter("forward", number)
                 embeddings, labels = self._forward(batch)
                 watchdog.enter("head")
+                self.head_update.join()
                 micro_loss = self.head(embeddings, labels, weight)
                 watchdog.enter("backward")
                 (micro_loss * self.loss_scale.scale).backward()
@@ -169,15 +171,9 @@ class Trainer:
         if self.sums is not None:
             loss = self.sums.put(self.parameters)
         loss /= self.summed
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                # DDP makes it 0 where there are several processes: one alone must do the same.
-                parameter.grad = torch.zeros_like(parameter)
         watchdog.enter("update")
         unscale = 1.0 / self.loss_scale.scale
-        norm = loss.new_zeros(())
-        if self.parameters:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]) * unscale
+        norm = self._gradient_norm(loss) * unscale
         mean_loss, gradient_norm, finite, totals = self._agree(loss, norm, notes)
         self.statistics.end_step(keep=finite)
         if not finite and (not self.loss_scale.enabled or math.isnan(mean_loss)):
@@ -186,6 +182,16 @@ class Trainer:
             self._update(lr, unscale, gradient_norm)
         self.loss_scale.update(finite=finite)
         return StepResult(mean_loss, gradient_norm, not finite, totals)
+
+    def _gradient_norm(self, like: Tensor) -> Tensor:
+        """Of the backbone, still scaled, []; parameters that no loss depends on get the gradient 0."""
+        if not self.parameters:
+            return like.new_zeros(())
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                # DDP makes it 0 where there are several processes: one alone must do the same.
+                parameter.grad = torch.zeros_like(parameter)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
         device = self.device.torch_device
@@ -248,8 +254,11 @@ class Trainer:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], factor)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # Nothing before the next step's head reads the centres: their update runs beside the backbone's, and beside
+        # its next forward pass.
+        head_lr = lr * self.recipe.optim.head_lr_factor
+        self.head_update.run(lambda: self.centre_optimizer.step(head_lr, unscale), *self.head.step_tensors())
         self.optimizer.step()
-        self.centre_optimizer.step(lr * self.recipe.optim.head_lr_factor, unscale)
         self.head.end_step()
 
     def _not_finite(self, number: int, loss: float, norm: float, batches: Sequence[Batch]) -> NotFiniteError:
@@ -268,6 +277,7 @@ class Trainer:
 
     def state(self, step: int, meta: dict[str, Any]) -> TrainingState:
         """All that a checkpoint needs, as references to the live tensors."""
+        self.head_update.join()
         replicated = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         replicated |= {f"margin.{name}": value for name, value in self.head.margin.state_dict().items()}
         names = {id(p): name for name, p in self.backbone.named_parameters()}
@@ -281,6 +291,7 @@ class Trainer:
 
     def load(self, state: TrainingState) -> None:
         """Go on from a checkpoint, whatever world wrote it."""
+        self.head_update.join()
         self.backbone.load_state_dict(state.under("backbone."))
         self.head.margin.load_state_dict(state.under("margin."))
         names = dict(self.backbone.named_parameters())
