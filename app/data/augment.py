@@ -1,4 +1,7 @@
-"""Training transforms on whole batches, uint8 [B, 3, H, W], as plain torch operations on whatever device they lie on.
+"""Training transforms on whole batches, uint8 [B, 3, H, W], in place, as torch operations on the device they lie on.
+
+Batches lie in memory as [B, H, W, 3]. An accelerator transforms the chosen images of a batch together; a processor
+one after the other, since one image stays in its cache and a batch does not.
 
 Random numbers come from a counter: draw k of the sample at position p in an epoch is a hash of (seed, epoch, p, k), so
 that it is the same on whatever process the sample is trained, and one vectorised call makes those of a batch. They
@@ -12,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,12 +31,15 @@ _LUMA = (0.299, 0.587, 0.114)
 # RGB to YIQ (NTSC), as DALI's hsv operator rotates hues.
 _TO_YIQ = torch.tensor([_LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+_TO_GREY, _SAME = torch.tensor(_LUMA), torch.eye(3)
+_ORDERS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
-Transform = Callable[[Tensor, Tensor], Tensor]
+Augmentation = Callable[[Tensor, Tensor], Tensor]  # of images and their draws, in place
+Transform = Callable[[Tensor, Tensor], Tensor]  # of the chosen images and their rows of parameters
 
 
-def draw_batch(seed: int, epoch: int, positions: NDArray[np.int64]) -> Tensor:
-    """Uniform numbers in [0, 1) of the samples at ``positions``: float64 [B, DRAWS].
+def draw_batch(seed: int, epoch: int, positions: NDArray[np.int64], draws: int = DRAWS) -> Tensor:
+    """The first ``draws`` uniform numbers in [0, 1) of the samples at ``positions``: float64 [B, draws].
 
     splitmix64's finalizer (Steele et al., doi:10.1145/2660193.2660195), once over the position and once over the draw.
     """
@@ -40,7 +47,7 @@ def draw_batch(seed: int, epoch: int, positions: NDArray[np.int64]) -> Tensor:
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         samples = _mix(positions.astype(np.uint64) * golden + key)
-        mixed = _mix(samples[:, None] + np.arange(1, DRAWS + 1, dtype=np.uint64) * golden)
+        mixed = _mix(samples[:, None] + np.arange(1, draws + 1, dtype=np.uint64) * golden)
     return torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
@@ -57,8 +64,7 @@ def no_augmentation(images: Tensor, draws: Tensor) -> Tensor:  # noqa: ARG001
 
 def flip(images: Tensor, draws: Tensor) -> Tensor:
     """Horizontal flip with probability 1/2: the reference's only augmentation by default."""
-    images = images.clone()
-    return _apply(images, draws, draws[:, 0] < 0.5, lambda chosen, _: chosen.flip(3))
+    return _apply(images, draws[:, 0] < 0.5, draws, lambda chosen, _: chosen.flip(3))
 
 
 def reference_augmentation(images: Tensor, draws: Tensor) -> Tensor:
@@ -71,17 +77,16 @@ def reference_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     """
     images = flip(images, draws)
     side = images.shape[-1]
-
-    def shrink(chosen: Tensor, rows: Tensor) -> Tensor:
-        sizes = (int(side * 0.5) + rows[:, 2] * (int(side * 0.8) - int(side * 0.5))).round().int().tolist()
-        return torch.cat([_resize(_resize(image[None], size), side) for image, size in zip(chosen, sizes, strict=True)])
-
-    images = _apply(images, draws, draws[:, 1] < 0.1, shrink)
-    for radius, low in ((1, 0.0), (2, 0.1)):
-        blurred = (draws[:, 3] >= low) & (draws[:, 3] < low + 0.1)
-        images = _apply(images, draws, blurred, _blurring(radius))
-    images = _apply(images, draws, draws[:, 5] < 0.2, lambda x, r: turn_hue(x.float(), 20 * r[:, 6], 1 + 0.2 * r[:, 7]))
-    return _apply(images, draws, draws[:, 8] < 0.1, lambda chosen, _: _grey(chosen.float()).expand_as(chosen))
+    low, high = int(side * 0.5), int(side * 0.8)
+    sides = (low + draws[:, 2] * (high - low)).round()
+    images = _apply(images, draws[:, 1] < 0.1, sides, lambda chosen, rows: _through(chosen, rows.int().tolist()))
+    for radius, first in ((1, 0.0), (2, 0.1)):
+        blurred = (draws[:, 3] >= first) & (draws[:, 3] < first + 0.1)
+        images = _apply(images, blurred, draws, _blurring(radius))
+    turns = hue_matrices(20 * draws[:, 6], 1 + 0.2 * draws[:, 7])
+    images = _apply(images, draws[:, 5] < 0.2, turns, mix_channels)
+    grey = _TO_GREY.expand(len(images), 3, 3)
+    return _apply(images, draws[:, 8] < 0.1, grey, mix_channels)
 
 
 def adaface_augmentation(images: Tensor, draws: Tensor) -> Tensor:
@@ -94,9 +99,9 @@ def adaface_augmentation(images: Tensor, draws: Tensor) -> Tensor:
     Source: AdaFace (arXiv:2204.00964), ``augmenter.py``.
     """
     images = flip(images, draws)
-    images = _apply(images, draws, draws[:, 1] < 0.2, _crop)
-    images = _apply(images, draws, draws[:, 6] < 0.2, _low_resolution)
-    return _apply(images, draws, draws[:, 10] < 0.2, lambda chosen, rows: _photometric(chosen.float(), rows[:, 11:15]))
+    images = _apply(images, draws[:, 1] < 0.2, _boxes(images.shape[-1], draws), _crop)
+    images = _apply(images, draws[:, 6] < 0.2, draws, _low_resolution)
+    return _apply(images, draws[:, 10] < 0.2, draws[:, 11:15], _photometric)
 
 
 def small_set_augmentation(images: Tensor, draws: Tensor) -> Tensor:
@@ -142,7 +147,7 @@ def sample_generator(seed: int, epoch: int, position: int) -> np.random.Generato
     return numpy_stream(seed, "augment.strong", epoch, position)
 
 
-AUGMENTATIONS: dict[str, Transform] = {
+AUGMENTATIONS: dict[str, Augmentation] = {
     "none": no_augmentation,
     "flip": flip,
     "reference": reference_augmentation,
@@ -152,27 +157,58 @@ AUGMENTATIONS: dict[str, Transform] = {
 }
 
 
-def _apply(images: Tensor, draws: Tensor, mask: Tensor, transform: Transform) -> Tensor:
-    """Transform the chosen images, given their draws too, in place; uint8 in and out."""
+DRAWN = {"none": 0, "flip": 1, "strong": 1}  # of those that need fewer draws than DRAWS
+
+
+def _apply(images: Tensor, mask: Tensor, parameters: Tensor, transform: Transform) -> Tensor:
+    """Transform the images that ``mask`` [B] chooses, given their rows of ``parameters`` [B, ...], in place."""
     rows = torch.nonzero(mask).flatten()
-    if len(rows):
-        index = rows.to(images.device, non_blocking=True)
-        images[index] = _to_pixels(transform(images[index], draws[rows]))
+    if not _one_by_one(images):
+        if len(rows):
+            index = rows.to(images.device, non_blocking=True)
+            images[index] = _to_pixels(transform(images[index], parameters[rows]))
+        return images
+    for row in rows.tolist():
+        image = images[row : row + 1]
+        image.copy_(_to_pixels(transform(image, parameters[row : row + 1])))
     return images
 
 
+def _one_by_one(images: Tensor) -> bool:
+    return images.device.type == "cpu"
+
+
 def _to_pixels(values: Tensor) -> Tensor:
-    return values.round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
+    if not values.is_floating_point():
+        return values
+    return values.round().clamp_(0, 255).to(torch.int16).to(torch.uint8)  # straight to uint8 takes twice as long
+
+
+def _lines(images: Tensor) -> Tensor:
+    """Images as they lie in memory, [n, H, W * 3]."""
+    count, channels, height, width = images.shape
+    return images.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+
+
+def _images(lines: Tensor) -> Tensor:
+    count, height, width = lines.shape
+    return lines.view(count, height, width // 3, 3).permute(0, 3, 1, 2)
+
+
+def _through(images: Tensor, sides: list[int]) -> Tensor:
+    """Each image shrunk to a side of its own and enlarged again."""
+    size = images.shape[-1]
+    return torch.cat([_resize(_resize(image[None], side), size) for image, side in zip(images, sides, strict=True)])
 
 
 def _resize(images: Tensor, side: int) -> Tensor:
     """Resize to a square, bilinearly and as DALI does it with antialiasing when it shrinks."""
-    values = images if images.device.type == "cpu" else images.float()  # only the CPU has a kernel on bytes
+    values = images if _one_by_one(images) else images.float()  # only the CPU has a kernel on bytes
     return functional.interpolate(values, size=(side, side), mode="bilinear", antialias=True)
 
 
 def _blurring(radius: int) -> Transform:
-    return lambda chosen, _: _blur(chosen.float(), radius)
+    return lambda chosen, _: _blur(chosen, radius)
 
 
 def _blur(images: Tensor, radius: int) -> Tensor:
@@ -180,71 +216,120 @@ def _blur(images: Tensor, radius: int) -> Tensor:
     sigma = 0.3 * (radius - 1) + 0.8
     weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
-    for dim, padding in ((2, (0, 0, radius, radius)), (3, (radius, radius, 0, 0))):
-        size = images.shape[dim]
-        padded = functional.pad(images, padding, mode="reflect")
-        images = padded.narrow(dim, radius, size) * (weights[0] / total)
+    lines = _lines(images)
+    count, height, width = lines.shape
+    edge = 3 * radius
+    values = torch.empty(count, height + 2 * radius, width + 2 * edge, device=images.device)
+    values[:, radius : radius + height, edge : edge + width] = lines
+    for d in range(1, radius + 1):  # mirrored about the outermost pixels
+        for at, source in ((edge - 3 * d, edge + 3 * d), (edge + width + 3 * d - 3, edge + width - 3 * d - 3)):
+            values[:, :, at : at + 3] = values[:, :, source : source + 3]
+    for d in range(1, radius + 1):
+        values[:, radius - d] = values[:, radius + d]
+        values[:, radius + height - 1 + d] = values[:, radius + height - 1 - d]
+    for dim, step, size in ((1, 1, height), (2, 3, width)):
+        middle = radius * step
+        blurred = values.narrow(dim, middle, size) * (weights[0] / total)
         for d in range(1, radius + 1):
-            both = padded.narrow(dim, radius - d, size) + padded.narrow(dim, radius + d, size)
-            images += both * (weights[d] / total)
-    return images
+            for start in (middle - d * step, middle + d * step):
+                blurred.add_(values.narrow(dim, start, size), alpha=weights[d] / total)
+        values = blurred
+    return _images(values)
 
 
-def turn_hue(images: Tensor, degrees: Tensor, saturation: Tensor) -> Tensor:
-    """Rotate the chroma plane of YIQ and scale it: float [n, 3, H, W], one angle and factor an image."""
+def hue_matrices(degrees: Tensor, saturation: Tensor) -> Tensor:
+    """Rotate the chroma plane of YIQ and scale it: matrices of RGB columns, float [n, 3, 3]."""
     angle = torch.deg2rad(degrees.double())
-    chroma = torch.zeros(len(images), 3, 3, dtype=torch.float64)
+    chroma = torch.zeros(len(degrees), 3, 3, dtype=torch.float64)
     chroma[:, 0, 0] = 1
     chroma[:, 1, 1] = chroma[:, 2, 2] = saturation * torch.cos(angle)
     chroma[:, 1, 2] = saturation * torch.sin(angle)
     chroma[:, 2, 1] = -chroma[:, 1, 2]
-    matrix = (_FROM_YIQ @ chroma @ _TO_YIQ).float().to(images.device)
-    return torch.einsum("nij,njhw->nihw", matrix, images)
+    return (_FROM_YIQ @ chroma @ _TO_YIQ).float()
 
 
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.split(1, 1)
-    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+def mix_channels(images: Tensor, matrices: Tensor) -> Tensor:
+    """Each pixel's RGB column times the matrix of its image, [n, 3, 3]; float [n, 3, H, W].
+
+    Four pixels are multiplied at a time: products with three columns only are slow.
+    """
+    lines = _lines(images).float()
+    count, height, width = lines.shape
+    together = 4 if width % 12 == 0 else 1
+    blocks = torch.eye(together).view(1, together, 1, together, 1) * matrices.transpose(1, 2)[:, None, :, None]
+    blocks = blocks.reshape(count, 3 * together, 3 * together).to(images.device)
+    return _images(torch.bmm(lines.view(count, -1, 3 * together), blocks).view(count, height, width))
 
 
-def _crop(images: Tensor, rows: Tensor) -> Tensor:
-    side = images.shape[-1]
-    area, ratio = 0.2 + 0.8 * rows[:, 2], torch.exp((2 * rows[:, 3] - 1) * math.log(4 / 3))
+def _boxes(side: int, draws: Tensor) -> Tensor:
+    """What AdaFace's crop keeps: left, top, right and bottom, int64 [B, 4]."""
+    area, ratio = 0.2 + 0.8 * draws[:, 2], torch.exp((2 * draws[:, 3] - 1) * math.log(4 / 3))
     width = (torch.sqrt(area * ratio) * side).round().clamp(1, side)
     height = (torch.sqrt(area / ratio) * side).round().clamp(1, side)
-    left, top = (rows[:, 4] * (side - width + 1)).floor(), (rows[:, 5] * (side - height + 1)).floor()
-    line = torch.arange(side)
-    inside_x = (line >= left[:, None]) & (line < (left + width)[:, None])
-    inside_y = (line >= top[:, None]) & (line < (top + height)[:, None])
-    inside = (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.device)
-    return images * inside
+    left, top = (draws[:, 4] * (side - width + 1)).floor(), (draws[:, 5] * (side - height + 1)).floor()
+    return torch.stack([left, top, left + width, top + height], 1).long()
+
+
+def _crop(images: Tensor, boxes: Tensor) -> Tensor:
+    if _one_by_one(images):
+        for image, (left, top, right, bottom) in zip(images, boxes.tolist(), strict=True):
+            image[:, :top] = image[:, bottom:] = 0
+            image[:, :, :left] = image[:, :, right:] = 0
+        return images
+    line = torch.arange(images.shape[-1])
+    left, top, right, bottom = boxes.T[:, :, None]
+    inside_x, inside_y = (line >= left) & (line < right), (line >= top) & (line < bottom)
+    return images * (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.device)
 
 
 def _low_resolution(images: Tensor, rows: Tensor) -> Tensor:
     side, modes = images.shape[-1], ("nearest", "bilinear", "area", "bicubic")
     results = []
-    for image, row in zip(images.float(), rows.tolist(), strict=True):
+    for image, row in zip(images, rows.tolist(), strict=True):
         small = max(1, int((0.2 + 0.8 * row[7]) * side))
-        shrunk = functional.interpolate(image[None], size=(small, small), mode=modes[int(4 * row[8])])
-        results.append(functional.interpolate(shrunk, size=(side, side), mode=modes[int(4 * row[9])]))
+        shrunk = _resample(image[None], small, modes[int(4 * row[8])])
+        results.append(_resample(shrunk, side, modes[int(4 * row[9])]))
     return torch.cat(results)
 
 
+def _resample(images: Tensor, side: int, mode: str) -> Tensor:
+    """Resize to a square, without antialiasing; uint8 in and out."""
+    size = images.shape[-1]
+    if mode == "nearest":
+        chosen = (torch.arange(side, device=images.device) * (size / side)).long()
+        return _images(_lines(images).index_select(1, chosen)).index_select(3, chosen)
+    if mode == "bilinear" and _one_by_one(images):
+        return functional.interpolate(images, size=(side, side), mode=mode)  # on bytes: several times as fast
+    weights = _resampling(size, side, mode).to(images.device)
+    lines = _lines(images).float()  # [n, y, x * 3]: first over y, then with x in its place
+    halfway = torch.matmul(weights, lines).view(-1, side, size, 3).transpose(1, 2).reshape(-1, size, side * 3)
+    return _to_pixels(torch.matmul(weights, halfway)).view(-1, side, side, 3).permute(0, 3, 2, 1)
+
+
+@lru_cache(maxsize=512)
+def _resampling(size: int, side: int, mode: str) -> Tensor:
+    """What each of ``side`` pixels takes from each of ``size``: float [side, size]. Products beat kernels."""
+    return functional.interpolate(torch.eye(size)[None, None], size=(side, size), mode=mode)[0, 0]
+
+
 def _photometric(images: Tensor, rows: Tensor) -> Tensor:
-    """Brightness, contrast, saturation in an order of each image's own; torchvision's definitions."""
-    factors = (0.5 + rows[:, :3]).float()
-    code = (6 * rows[:, 3]).long().clamp(max=5)
-    orders = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])[code]
-    for turn in range(3):
-        for kind in range(3):
-            chosen = torch.nonzero(orders[:, turn] == kind).flatten()
-            if not len(chosen):
-                continue
-            factor = factors[chosen, kind].view(-1, 1, 1, 1).to(images.device)
-            chosen = chosen.to(images.device)
-            part = images[chosen]
-            other = _grey(part) if kind else torch.zeros_like(part)
-            if kind == 1:
-                other = other.mean((1, 2, 3), keepdim=True)
-            images[chosen] = (factor * part + (1 - factor) * other).clamp(0, 255)
+    """Brightness, contrast, saturation in an order of each image's own; torchvision's definitions.
+
+    Each is a product of pixels and a matrix, and contrast adds a part of the mean luma.
+    """
+    images, factors = images.float(), (0.5 + rows[:, :3]).float()
+    for kinds in _ORDERS[(6 * rows[:, 3]).long().clamp(max=5)].unbind(1):
+        present = set(kinds.tolist())
+        factor = factors.gather(1, kinds[:, None])
+        rest = 1 - factor
+        light: Tensor | float = 0.0
+        if 1 in present:
+            mean = images.mean((2, 3)) @ _TO_GREY.to(images.device)
+            light = (mean * (rest[:, 0] * (kinds == 1)).to(images.device)).view(-1, 1, 1, 1)
+        if 2 in present:
+            greying = (rest * (kinds == 2)[:, None]).unsqueeze(2) * _TO_GREY
+            images = mix_channels(images, factor.unsqueeze(2) * _SAME + greying)
+        else:
+            images = images * factor.view(-1, 1, 1, 1).to(images.device)
+        images = images.add_(light).clamp_(0, 255)
     return images

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.data.augment import AUGMENTATIONS, draw_batch, sample_generator, strong_augmentation
+from app.data.augment import AUGMENTATIONS, DRAWN, DRAWS, draw_batch, sample_generator, strong_augmentation
+from app.data.buffers import HostBuffers
 from app.data.config import DataConfig
 from app.data.decode import decode_into, resize
 from app.data.order import SampleOrder
@@ -51,7 +52,7 @@ class Batch:
     bad: int = 0
 
     def augmented(self, images: Tensor) -> Tensor:
-        """Training transforms of ``images``, which are this batch's on some device; uint8 [B, 3, H, W]."""
+        """Training transforms of ``images``, which are this batch's on some device, in place; uint8 [B, 3, H, W]."""
         return images if self.draws is None else AUGMENTATIONS[self.augment](images, self.draws)
 
 
@@ -77,6 +78,7 @@ class Loader:
     ) -> None:
         self._source = source
         self._copies = copies
+        self._buffers = HostBuffers()
         self.order = order
         self.batch_size, self.num_classes = batch_size, num_classes
         self._config = config
@@ -165,14 +167,14 @@ class Loader:
             pixels.permute(0, 3, 1, 2),
             torch.from_numpy(labels),
             torch.from_numpy(positions),
-            draw_batch(self.order.seed, epoch, positions),
+            draw_batch(self.order.seed, epoch, positions, DRAWN.get(config.augment, DRAWS)),
             config.augment,
             there,
             batch_size - len(good),
         )
 
     def _new_buffer(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.empty(shape, dtype=torch.uint8) if self._copies is None else self._copies.buffer(shape)
+        return self._buffers.take(shape) if self._copies is None else self._copies.buffer(shape)
 
     def figures(self) -> dict[str, float]:
         """What reading and decoding cost this process so far."""

@@ -22,6 +22,7 @@ MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _IMAGE_HEADER = struct.Struct("<IfQQ")
+_PLAIN_IMAGE = struct.Struct("<IIIfQQ")  # a part and an image header
 MAX_PART_BYTES = (1 << 29) - 1
 MAX_LABELS = 1 << 16  # of one record; a face has one, a detection set a few hundred
 EXACT = 1 << 24  # labels are float32: whole numbers beyond this are rounded
@@ -128,6 +129,16 @@ def unpack_image(data: bytes) -> tuple[ImageHeader, bytes]:
         raise RecordError(f"the image header announces {flag} labels; more than {MAX_LABELS} are not read")
     labels: NDArray[np.float32] = np.frombuffer(data, dtype="<f4", count=flag, offset=_IMAGE_HEADER.size)
     return ImageHeader(tuple(labels.tolist()), identifier, identifier2, is_array=True), data[end:]
+
+
+def unpack_plain_image(record: bytes) -> tuple[float, bytes] | None:
+    """Label and image bytes of a record in one part with one label, as nearly all are; None: it is no such record."""
+    if len(record) < _PLAIN_IMAGE.size:
+        return None
+    magic, length, flag, label, _, _ = _PLAIN_IMAGE.unpack_from(record)
+    if magic != MAGIC or flag or not _IMAGE_HEADER.size <= length <= len(record) - _PART.size:
+        return None
+    return label, record[_PLAIN_IMAGE.size : _PART.size + length]
 
 
 def class_of(header: ImageHeader) -> int:

@@ -13,6 +13,7 @@ from app.data.dataset import Dataset
 from app.data.identities import classes_without_image
 from app.data.label_list import read_labels
 from app.data.reader import RecordReader
+from app.data.recordio import unpack_plain_image
 from app.data.source import Sample
 
 
@@ -56,6 +57,8 @@ class RecordSource:
 
     def parse(self, position: int, record: bytes) -> Sample:
         """Label (the first, where there are several) and encoded image."""
+        if self._labels is None and (plain := unpack_plain_image(record)):
+            return Sample(*plain)
         header, image = self.reader.parse(position, record)
         if self._labels is not None:
             return Sample(float(self._labels[position]), image)

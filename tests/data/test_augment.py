@@ -10,12 +10,21 @@ import pytest
 import torch
 
 from app.data import augment
-from app.data.augment import AUGMENTATIONS, DRAWS, draw_batch, turn_hue
+from app.data.augment import AUGMENTATIONS, DRAWN, DRAWS, draw_batch, hue_matrices, mix_channels
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (400, 48, 48, 3), dtype=np.uint8)).permute(
     0, 3, 1, 2
 )
 SMOOTH = torch.nn.functional.interpolate(IMAGES[:, :, :6, :6].float(), size=48, mode="bicubic").clamp(0, 255).byte()
+
+
+def augmented(name: str, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """A transformed copy."""
+    return AUGMENTATIONS[name](images.clone(), draws)
+
+
+def turn_hue(images: torch.Tensor, degrees: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
+    return mix_channels(images, hue_matrices(degrees, saturation))
 
 
 def draws_of(count: int, **columns: float) -> torch.Tensor:
@@ -42,20 +51,40 @@ def test_draws_follow_the_sample_alone_and_are_uniform() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-def test_images_are_changed_in_place_of_nobody_and_each_by_its_own_draws(name: str) -> None:
-    images, draws = SMOOTH[:60].clone(), draw_batch(0, 0, np.arange(60))
-    result = AUGMENTATIONS[name](images, draws)
-    assert torch.equal(images, SMOOTH[:60])
-    assert (result.dtype, result.shape) == (torch.uint8, images.shape)
-    part = AUGMENTATIONS[name](images[20:30], draws[20:30])
+def test_each_image_is_changed_by_its_own_draws_and_however_it_lies_in_memory(name: str) -> None:
+    draws = draw_batch(0, 0, np.arange(60))
+    result = augmented(name, SMOOTH[:60], draws)
+    assert (result.dtype, result.shape) == (torch.uint8, SMOOTH[:60].shape)
+    part = augmented(name, SMOOTH[20:30], draws[20:30])
     assert (part.int() - result[20:30].int()).abs().max() <= 1  # sums of another order may round the other way
-    neutral = AUGMENTATIONS[name](images, draws_of(60))
-    assert name == "small" or torch.equal(neutral, images)
+    planar = AUGMENTATIONS[name](SMOOTH[:60].contiguous(), draws)
+    assert (planar.int() - result.int()).abs().max() <= 1
+    neutral = augmented(name, SMOOTH[:60], draws_of(60))
+    assert name == "small" or torch.equal(neutral, SMOOTH[:60])
+
+
+@pytest.mark.parametrize("name", ["flip", "reference", "adaface", "small"])
+def test_an_accelerator_transforms_the_chosen_together_to_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = draw_batch(4, 0, np.arange(200))
+    one_by_one = augmented(name, IMAGES[:200], draws)
+    monkeypatch.setattr(augment, "_one_by_one", lambda _: False)
+    together = augmented(name, IMAGES[:200], draws)
+    difference = (one_by_one.int() - together.int()).abs()
+    assert difference.max() <= 6  # resizing bytes has weights of 15 bits; light and cubic curves enlarge a step
+    assert (difference > 1).float().mean() < 0.005
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_no_more_numbers_are_drawn_than_it_needs(name: str) -> None:
+    count = DRAWN.get(name, DRAWS)
+    few, all_of_them = (draw_batch(0, 0, np.arange(60), n) for n in (count, DRAWS))
+    assert torch.equal(few, all_of_them[:, :count])
+    assert torch.equal(augmented(name, SMOOTH[:60], few), augmented(name, SMOOTH[:60], all_of_them))
 
 
 def test_flip_is_a_mirror_of_half_the_images() -> None:
     draws = draw_batch(0, 0, np.arange(400))
-    flipped = AUGMENTATIONS["flip"](IMAGES, draws)
+    flipped = augmented("flip", IMAGES, draws)
     mirrored = draws[:, 0] < 0.5
     assert torch.equal(flipped[mirrored], IMAGES[mirrored].flip(3))
     assert torch.equal(flipped[~mirrored], IMAGES[~mirrored])
@@ -71,7 +100,7 @@ def test_blur_is_the_gaussian_of_its_window(radius: int, draw: float) -> None:
     for y in range(2 * radius + 1):
         for x in range(2 * radius + 1):
             expected += kernel[y] * kernel[x] * padded[:, :, y : y + 48, x : x + 48]
-    found = AUGMENTATIONS["reference"](IMAGES[:4], draws_of(4, c3=draw)).numpy()
+    found = augmented("reference", IMAGES[:4], draws_of(4, c3=draw)).numpy()
     assert np.abs(found - expected).max() <= 0.51
 
 
@@ -87,7 +116,7 @@ def test_resizing_takes_sides_of_a_half_to_four_fifths(monkeypatch: pytest.Monke
     images = torch.zeros(64, 3, 112, 112, dtype=torch.uint8)
     draws = draws_of(64, c1=0.0)
     draws[:, 2] = torch.linspace(0, 0.9999, 64)
-    AUGMENTATIONS["reference"](images, draws)
+    augmented("reference", images, draws)
     shrunk = [size for size in sizes if size != 112]
     assert (min(shrunk), max(shrunk), len(shrunk)) == (56, 89, 64)
 
@@ -106,13 +135,13 @@ def test_hue_turns_the_chroma_and_keeps_luma_and_grey() -> None:
 
 
 def test_grey_is_the_luma() -> None:
-    found = AUGMENTATIONS["reference"](IMAGES[:4], draws_of(4, c8=0.0))
+    found = augmented("reference", IMAGES[:4], draws_of(4, c8=0.0))
     luma = (IMAGES[:4].float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     assert (found.float() - luma).abs().max() <= 0.51
 
 
 def test_adaface_crops_to_black_and_keeps_what_is_inside() -> None:
-    found = AUGMENTATIONS["adaface"](IMAGES + (IMAGES == 0), draw_batch(1, 1, np.arange(400)))
+    found = augmented("adaface", IMAGES + (IMAGES == 0), draw_batch(1, 1, np.arange(400)))
     draws = draw_batch(1, 1, np.arange(400))
     only = (draws[:, 0] >= 0.5) & (draws[:, 1] < 0.2) & (draws[:, 6] >= 0.2) & (draws[:, 10] >= 0.2)
     assert only.sum() > 10
@@ -136,7 +165,7 @@ def test_adafaces_light_is_torchvisions(kind: int, blend: Callable[[torch.Tensor
     rows = draws_of(4, c10=0.0, c11=0.5, c12=0.5, c13=0.5)
     rows[:, 11 + kind] = torch.tensor([0.0, 0.2, 0.8, 0.99], dtype=torch.float64)
     images = SMOOTH[:4]
-    found = AUGMENTATIONS["adaface"](images, rows).float()
+    found = augmented("adaface", images, rows).float()
     factor = (0.5 + rows[:, 11 + kind]).view(-1, 1, 1, 1).float()
     luma = (images.float() * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     expected = (factor * images.float() + (1 - factor) * blend(images.float(), luma)).clamp(0, 255)
@@ -148,5 +177,5 @@ def test_the_share_of_changed_images_is_that_of_the_docstring() -> None:
     draws[:, 0] = 0.9
     images = SMOOTH.repeat(10, 1, 1, 1)
     for name, kept in (("reference", 0.9 * 0.8 * 0.8 * 0.9), ("adaface", 0.8**3)):
-        changed = (AUGMENTATIONS[name](images, draws) != images).flatten(1).any(1).float().mean()
+        changed = (augmented(name, images, draws) != images).flatten(1).any(1).float().mean()
         assert abs(float(changed) - (1 - kept)) < 0.04

@@ -6,6 +6,7 @@ import math
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from app.data.recordio import (
     pack_image,
     pack_record,
     unpack_image,
+    unpack_plain_image,
     unpack_record,
 )
 
@@ -114,3 +116,23 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
 def test_the_identity_layout_needs_grouped_classes(tmp_path: Path, labels: list[int]) -> None:
     with pytest.raises(ValueError, match="grouped"), RecordWriter(str(tmp_path / "train.rec")) as writer:
         write_identity_layout(writer, labels, [b""] * len(labels))
+
+
+@given(st.binary(max_size=60), st.lists(st.floats(0, 9, width=32), min_size=1, max_size=3), st.booleans(), st.data())
+def test_the_short_way_reads_what_the_long_way_reads(
+    image: bytes, labels: list[float], is_array: bool, data: st.DataObject
+) -> None:
+    header = ImageHeader(tuple(labels), 5, 6, is_array=is_array or len(labels) > 1)
+    record = bytearray(pack_record(pack_image(header, image)))
+    if data.draw(st.booleans()):
+        record[data.draw(st.integers(0, len(record) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    del record[data.draw(st.integers(0, len(record))) :]
+    plain = unpack_plain_image(bytes(record))
+    if plain is None:
+        return
+    found, expected = unpack_image(unpack_record(bytes(record))[0])
+    assert (np.float32(plain[0]).tobytes(), plain[1]) == (np.float32(found.labels[0]).tobytes(), expected)
+
+
+def test_the_short_way_is_the_one_of_plain_records() -> None:
+    assert unpack_plain_image(pack_record(pack_image(ImageHeader((3.0,), 1), b"jpeg"))) == (3.0, b"jpeg")
