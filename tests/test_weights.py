@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -199,6 +200,21 @@ def test_shapes_beyond_their_storage_are_refused() -> None:
 def test_what_is_no_state_dict_is_one_clear_message(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"^x\.pth: not a state dict .+"):
         parse_weights("x.pth", data)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("byte", [0xFF, 0xC3, 0x00])
+def test_a_byte_that_is_no_text_is_told_wherever_it_stands(zipped: bool, byte: int) -> None:
+    """In names of tensors, types, places and storages, in numbers and opcodes: a value or one clear message."""
+    whole = saved({"weight": torch.ones(3), "epoch": "1"}, _use_new_zipfile_serialization=zipped)
+    messages = []
+    for position in range(len(whole)):
+        try:
+            parse_weights("x.pt", whole[:position] + bytes([byte]) + whole[position + 1 :])
+        except ModelError as error:
+            messages.append(str(error))
+    assert len(messages) > 20
+    assert all(re.match(r"x\.pt: .+", message) for message in messages)
 
 
 def test_truncated_and_damaged_files_are_told() -> None:

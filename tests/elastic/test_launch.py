@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from app.elastic.launch import LaunchError, local_address, parse, torchrun_command, wait_for_name
-from tests.jobs import torchx
+from app.elastic.launch import LaunchError, local_address, parse, threads_of, torchrun_command, wait_for_name
+from tests.jobs import environment, torchx
 
 OPTIONS = ["--nnodes", "2:4", "--nproc-per-node", "8", "--rdzv-id", "job", "--rdzv-host-env", "HOST"]
 
@@ -39,3 +43,26 @@ def test_the_component_is_accepted_by_the_docker_scheduler() -> None:
     request = done.stdout.partition("=== SCHEDULER REQUEST ===")[2]
     assert request.count("app.elastic.launch") == 2  # a container each
     assert request.count("app.elastic.rendezvous") == 1
+
+
+@pytest.mark.parametrize("cores", [1, 1024])
+def test_a_process_alone_has_as_many_threads_as_plain_python_takes(cores: int) -> None:
+    """Their number changes how sums are rounded, so a run must not see who started it."""
+    variables = environment()
+    del variables["OMP_NUM_THREADS"]
+    few = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); "
+    ask = {
+        "launcher": few + "from app.elastic.launch import threads_of; print(threads_of(1))",
+        "plain": few + "import torch; print(torch.get_num_threads())",
+    }
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True).stdout
+        for code in ask.values()
+    ]
+    assert said[0] == said[1] == f"{min(cores, len(os.sched_getaffinity(0)))}\n"
+
+
+def test_processes_of_a_node_share_its_cores_out() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert threads_of(1) == cores
+    assert threads_of(cores) == threads_of(10 * cores) == 1

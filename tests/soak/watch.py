@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 _START = re.compile(r": from (?:step (\d+)|the beginning) of \d+, (\d+) processes? on ")
 _STEP = re.compile(r"loss +([0-9.e+-]+|nan) .*\| step (\d+) \|")
@@ -71,7 +72,7 @@ class Watch:
         elif match := _STEP.search(line):
             self.seen.append(Seen(self.now, int(match[2]), self._world, float(match[1])))
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
