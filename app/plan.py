@@ -88,8 +88,8 @@ def predict(recipe: Recipe, processes: int, most: int = 0, *, on_device: bool = 
     kept = {
         "backbone": model,
         "optimizer": model * moments(recipe),
-        "centres": rows * width * _bytes_of(head.centre_dtype),
-        "momentum": rows * width * _state_bytes(recipe),
+        "centres": rows * width * head.sub_centres * _bytes_of(head.centre_dtype),
+        "momentum": rows * width * head.sub_centres * _state_bytes(recipe),
     }
     # Indices of the classes that a step samples, and their centres' lengths.
     chosen = sampled * (4 + (8 if sampled < rows else 0))
@@ -223,7 +223,7 @@ def checkpoint_bytes(recipe: Recipe, rows: tuple[int, int] | None = None) -> int
     of_a_number = _bytes_of(recipe.head.centre_dtype) + _state_bytes(recipe)
     return (
         4 * count_parameters(recipe) * (1 + moments(recipe))
-        + (stop - start) * recipe.model.embedding_size * of_a_number
+        + (stop - start) * recipe.model.embedding_size * recipe.head.sub_centres * of_a_number
     )
 
 

@@ -125,14 +125,17 @@ def _describe_content(state: Any) -> str:
     return f"its keys are {keys}: save the state dict of the backbone alone" if keys else "it is empty"
 
 
-def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int, stop: int) -> Tensor:
-    """Class centres ``start..stop``, float32 [stop - start, D], of a checkpoint of the reference.
+def read_centres(
+    pattern: str, num_classes: int, embedding_size: int, start: int, stop: int, sub_centres: int = 1
+) -> Tensor:
+    """Class centres ``start..stop``, float32 [stop - start, K * D], of a checkpoint of the reference.
 
     It wrote a file a rank, each with the centres of a class range, in the order of ranks: ``checkpoint_gpu_{rank}.pt``
     (``checkpoint_npu_{rank}.pt``), or in 2021 ``rank_{rank}_softmax_weight.pt``, which holds the centres alone.
 
     Args:
         pattern: URL with ``{rank}`` in it, or of the only file.
+        sub_centres: K; with more than one, a file holds them class by class: [classes * K, D].
 
     Raises:
         ModelError: a file holds no centres, or together they are not those of ``num_classes`` classes.
@@ -150,10 +153,16 @@ def read_centres(pattern: str, num_classes: int, embedding_size: int, start: int
             raise ModelError(
                 f"{url}: centres{shape}, here or in state_dict_softmax_fc, are not [classes, {embedding_size}]"
             )
+        if len(weight) % sub_centres:
+            raise ModelError(f"{url}: {len(weight)} centres are not {sub_centres} a class, as head.sub_centres says")
+        weight = weight.reshape(-1, sub_centres * embedding_size)
         parts.append(weight[max(0, start - found) : max(0, stop - found)].float())
         found += len(weight)
     if found != num_classes:
-        raise ModelError(f"{pattern}: {found} class centres in {len(urls)} files, the run has {num_classes} classes")
+        each = f" of {sub_centres} each" if sub_centres > 1 else ""
+        raise ModelError(
+            f"{pattern}: {found} class centres{each} in {len(urls)} files, the run has {num_classes} classes"
+        )
     return torch.cat(parts)
 
 

@@ -134,6 +134,9 @@ def test_class_centres_of_2021_are_read(tmp_path: Path) -> None:
     assert torch.equal(read_centres(pattern, 10, 8, 2, 9), centres[2:9])
     with pytest.raises(ModelError, match="10 class centres in 3 files, the run has 11"):
         read_centres(pattern, 11, 8, 0, 4)
+    assert torch.equal(read_centres(pattern, 5, 8, 1, 4, sub_centres=2), centres[2:8].view(3, 16))
+    with pytest.raises(ModelError, match="4 centres are not 3 a class"):
+        read_centres(pattern, 4, 8, 0, 4, sub_centres=3)
     with pytest.raises(ModelError, match=r"centres of shape \(4, 8\)"):
         read_centres(pattern, 10, 16, 0, 4)
 

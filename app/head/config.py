@@ -14,13 +14,19 @@ class HeadConfig:
     margin: str = setting(
         "combined",
         "combined is cos(m1 theta + m2) - m3: ArcFace, CosFace and their mixtures",
-        choices=("combined", "adaface", "magface", "elastic", "none"),
+        choices=("combined", "adaface", "curricular", "magface", "elastic", "none"),
     )
     m1: float = setting(1.0, "of combined: factor of the angle", minimum=1)
-    m2: float = setting(0.5, "of combined: added to the angle, radians (ArcFace)", minimum=0)
+    m2: float = setting(0.5, "of combined and curricular: added to the angle, radians (ArcFace)", minimum=0)
     m3: float = setting(0.0, "of combined: taken off the cosine (CosFace); of adaface: its m, 0 for 0.4", minimum=0)
     adaface_h: float = setting(0.333, "of adaface: how strongly the margin follows the norm", minimum=0)
     adaface_t_alpha: float = setting(0.01, "of adaface: weight of a step in the norms' statistics", above=0, maximum=1)
+    curricular_t_alpha: float = setting(
+        0.01, "of curricular: weight of a step in the mean of own cosines, t", above=0, maximum=1
+    )
+    sub_centres: int = setting(
+        1, "centres of each class, of which the nearest counts (sub-centre ArcFace: 3)", minimum=1
+    )
     magface_lower: float = setting(10.0, "of magface: smallest norm, l_a", above=0)
     magface_upper: float = setting(110.0, "of magface: largest norm, u_a", above=0)
     magface_lower_margin: float = setting(0.45, "of magface: margin at the smallest norm, radians", minimum=0)

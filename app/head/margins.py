@@ -22,7 +22,12 @@ class MarginError(AppError):
 class Margin(nn.Module):
     """Base: the plain cosine softmax (NormFace)."""
 
-    follows_norms = False  # whether ``observe`` wants to be told
+    follows = ""  # what ``observe`` wants to be told: norms, cosines (of the own classes) or nothing
+
+    @property
+    def hardness(self) -> Tensor | None:
+        """What hard negatives weigh more by, float32 [], changed in place; see ``Curricular``."""
+        return None
 
     def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
         """Target logits ``[N]`` from target cosines ``[N]`` and embedding norms ``[N]``."""
@@ -39,8 +44,12 @@ class Margin(nn.Module):
         """A term ``[N]`` added to each sample's loss, or None."""
         return None
 
-    def observe(self, norms: Tensor) -> None:
-        """Take note of the norms ``[B]`` of a whole global batch, after its step."""
+    def threshold(self, cosine: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Above which cosine another class is a hard one, ``[N]`` from target cosines ``[N]``; None: none is."""
+        return None
+
+    def observe(self, values: Tensor) -> None:
+        """Take note of what the margin follows, ``[B]`` of a whole global batch, after its step."""
 
 
 class CombinedMargin(Margin):
@@ -84,7 +93,7 @@ class AdaFace(Margin):
     do not depend on how the batch was split over processes.
     """
 
-    follows_norms = True
+    follows = "norms"
 
     def __init__(self, m: float = 0.4, h: float = 0.333, t_alpha: float = 0.01) -> None:
         super().__init__()
@@ -101,10 +110,40 @@ class AdaFace(Margin):
         theta = torch.atan2(_sine(cosine), cosine) - self.m * quality
         return torch.cos(theta.clamp(limit, math.pi - limit)) - self.m * (1 + quality)
 
-    def observe(self, norms: Tensor) -> None:
-        norms = norms.detach().clamp(1e-3, 100)
+    def observe(self, values: Tensor) -> None:
+        norms = values.detach().clamp(1e-3, 100)
         self.mean.lerp_(norms.mean(), self.t_alpha)
         self.std.lerp_(norms.std(), self.t_alpha)
+
+
+class Curricular(Margin):
+    """CurricularFace (arXiv:2004.00288): ArcFace's margin, and hard negatives that weigh more as training goes on.
+
+    The cosine c of another class counts as c (t + c) where it is above cos(theta + m) of the sample's own: see
+    ``app.head.shaped_softmax``. t is the running mean of the own classes' cosines, from 0; it changes once a step, from
+    the whole global batch, after its use, as in the paper's algorithm (the authors' code changes it before).
+    """
+
+    follows = "cosines"
+
+    def __init__(self, m: float = 0.5, t_alpha: float = 0.01, *, easy_margin: bool = False) -> None:
+        super().__init__()
+        self.m, self.t_alpha, self.easy_margin = m, t_alpha, easy_margin
+        self.t: Tensor
+        self.register_buffer("t", torch.tensor(0.0))
+
+    @property
+    def hardness(self) -> Tensor:
+        return self.t
+
+    def forward(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002
+        return _add_angle(cosine, torch.as_tensor(self.m), easy_margin=self.easy_margin)
+
+    def threshold(self, cosine: Tensor) -> Tensor:
+        return cosine * math.cos(self.m) - _sine(cosine) * math.sin(self.m)
+
+    def observe(self, values: Tensor) -> None:
+        self.t.lerp_(values.mean(), self.t_alpha)
 
 
 class Elastic(Margin):
@@ -164,25 +203,12 @@ class MagFace(Margin):
         return self.weight * (norms / self.upper**2 + 1 / norms)
 
 
-def build_margin(
-    name: str, m1: float, m2: float, m3: float, *, easy_margin: bool = False, gradient: str = "exact"
-) -> Margin:
-    """The margin of a recipe's head: ``combined``, ``adaface`` (m = m3), ``magface`` or ``none``."""
-    if name == "combined":
-        return CombinedMargin(m1, m2, m3, easy_margin=easy_margin, gradient=gradient)
-    if name == "adaface":
-        return AdaFace(m3 or 0.4)
-    if name == "magface":
-        return MagFace(easy_margin=easy_margin)
-    if name == "none":
-        return Margin()
-    raise MarginError(f"head.margin must be combined, adaface, magface or none, got {name!r}")
-
-
 def make_margin(config: HeadConfig) -> Margin:
     """The margin of a recipe's head, with the parameters of its paper."""
     if config.margin == "adaface":
         return AdaFace(config.m3 or 0.4, config.adaface_h, config.adaface_t_alpha)
+    if config.margin == "curricular":
+        return Curricular(config.m2, config.curricular_t_alpha, easy_margin=config.easy_margin)
     if config.margin == "elastic":
         return Elastic(config.m2, config.m3, config.elastic_std)
     if config.margin == "magface":
@@ -200,9 +226,9 @@ def make_margin(config: HeadConfig) -> Margin:
             weight=config.magface_weight,
             easy_margin=config.easy_margin,
         )
-    return build_margin(
-        config.margin, config.m1, config.m2, config.m3, easy_margin=config.easy_margin, gradient=config.gradient
-    )
+    if config.margin == "none":
+        return Margin()
+    return CombinedMargin(config.m1, config.m2, config.m3, easy_margin=config.easy_margin, gradient=config.gradient)
 
 
 def _sine(cosine: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.head.partial_fc import Part, PartialFC
+from app.head.shaped_softmax import ShapedGradient, shaped_block_gradient
 from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, Samples, block_gradient
 
 
@@ -27,7 +28,7 @@ class _WholeGradient:
         values.add_(self.values).add_(centres, alpha=decay)
 
 
-Gradient = BlockGradient | _WholeGradient
+Gradient = BlockGradient | ShapedGradient | _WholeGradient
 
 
 class CentreOptimizer:
@@ -81,9 +82,11 @@ class CentreOptimizer:
                 weight = block.read(centres)
                 self._update(part, block, weight, gradient_of(block, weight), lr)
 
-    def _gradients(self, active: ActiveCentres, samples: Samples) -> Callable[[Block, Tensor], BlockGradient]:
+    def _gradients(self, active: ActiveCentres, samples: Samples) -> Callable[[Block, Tensor], Gradient]:
         settings, size = self.head.settings, self.head.block_classes(len(samples))
         unit = samples.unit.to(settings.dtype)
+        if not settings.plain:
+            return lambda block, weight: shaped_block_gradient(samples, unit, block, weight, settings)
         buffers = Buffers(len(samples), min(size, len(active)), unit.device)
         return lambda block, weight: block_gradient(samples, unit, active, block, weight, settings, buffers)
 

@@ -19,6 +19,7 @@ from app.head.class_shards import class_range, sample_classes
 from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
 from app.head.config import HeadConfig
 from app.head.margins import make_margin
+from app.head.shaped_softmax import ShapedLogSumExp, own_direction
 from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings
 from app.seeds import torch_stream
 from app.settings import first_problem
@@ -76,6 +77,7 @@ class _MicroBatch:
     own: Tensor
     others: Tensor
     cosine: Tensor
+    threshold: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Part:
 
 class PartialFC(nn.Module):
     """The head of one rank: class centres ``[C_local, D]`` and the loss over all ranks' classes.
+
+    With K sub-centres a class they are ``[C_local, K * D]``: shards, samples and checkpoints stay rows of classes.
 
     Use one step as ``begin_step(...)``, ``forward`` and backward for each micro-batch, then, when the step is finite on
     all ranks, ``CentreOptimizer.step``. The centres have no ``.grad``.
@@ -114,11 +118,13 @@ class PartialFC(nn.Module):
                 f"{self.world} processes cannot share {shape.num_classes} classes: start at most {shape.num_classes}"
             )
         self.start, self.stop = self._own_range()
-        self.settings = SoftmaxSettings(config.scale, config.interclass_filtering, shape.matmul_dtype)
+        self.settings = SoftmaxSettings(
+            config.scale, config.interclass_filtering, shape.matmul_dtype, config.sub_centres, self.margin.hardness
+        )
         self.centres = self._initial_centres(torch.device(device))
         self.active = ActiveCentres(self.centres, None)
         self._batches: list[_MicroBatch] = []
-        self._norms: list[Tensor] = []  # of this step's embeddings, all ranks', where the margin follows them
+        self._followed: list[Tensor] = []  # of this step's samples, all ranks': what the margin follows
 
     def _own_range(self) -> tuple[int, int]:
         return class_range(self.shape.num_classes, self.world, self.rank)
@@ -126,8 +132,9 @@ class PartialFC(nn.Module):
     def _initial_centres(self, device: torch.device) -> Tensor:
         """Normal(0, 0.01), drawn in fixed pieces of classes: the same centres whatever the number of ranks."""
         shape, dtype = self.shape, dtype_of(self.config.centre_dtype)
-        centres = torch.empty((self.stop - self.start, shape.embedding_size), dtype=dtype, device=device)
-        drawn = torch.empty(_PIECE, shape.embedding_size)
+        width = shape.embedding_size * self.config.sub_centres
+        centres = torch.empty((self.stop - self.start, width), dtype=dtype, device=device)
+        drawn = torch.empty(_PIECE, width)
         for first in range(self.start - self.start % _PIECE, self.stop, _PIECE):
             drawn.normal_(0, 0.01, generator=torch_stream(shape.seed, "head.centres", first // _PIECE))
             low, high = max(self.start, first), min(self.stop, first + _PIECE)
@@ -136,7 +143,7 @@ class PartialFC(nn.Module):
 
     def block_classes(self, samples: int) -> int:
         """Classes in a block, such that their rows, momentum and two arrays of logits take ``block_bytes``."""
-        each = 8 * (self.shape.embedding_size + max(1, samples))
+        each = 8 * (self.shape.embedding_size + max(1, samples)) * self.config.sub_centres
         return max(128, self.shape.block_bytes // each // 64 * 64)
 
     def begin_step(self, step: int, labels: Tensor | None = None) -> None:
@@ -145,7 +152,7 @@ class PartialFC(nn.Module):
         Args:
             labels: int64 [N], all labels of the global batch; needed when ``sample_rate`` is below 1.
         """
-        self._norms, self._batches = [], []
+        self._followed, self._batches = [], []
         shape, rate, rows = self.shape, self.config.sample_rate, None
         if rate < 1:
             if labels is None:
@@ -177,17 +184,19 @@ class PartialFC(nn.Module):
             embeddings = GatherEmbeddings.apply(embeddings)
             labels = gather_labels(labels, self.world)
         norms = embeddings.norm(dim=1)
-        if self.margin.follows_norms:  # choosing rows waits for the device
-            self._norms.append(norms.detach()[labels != ABSENT])
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         own, strange = self._own_rows(labels)
         cosine = self._own_cosines(unit, own)
+        threshold = self._follow(norms, cosine, own, labels)
         block = self.block_classes(len(unit))
-        others = BlockwiseLogSumExp.apply(unit, self.active, own, self.settings, block)
+        if self.settings.plain:
+            others = BlockwiseLogSumExp.apply(unit, self.active, own, self.settings, block)
+        else:
+            others = ShapedLogSumExp.apply(unit, self.active, own, self.settings, block, threshold)
         if training:
             cosine.retain_grad()
             others.retain_grad()
-            self._batches.append(_MicroBatch(unit.detach(), own, others, cosine))
+            self._batches.append(_MicroBatch(unit.detach(), own, others, cosine, threshold))
         # Only the rank that holds the class lets a gradient through, norms included: the sum over ranks is whole.
         target = torch.where(own >= 0, self.margin(cosine.clamp(-1, 1), norms), 0) * self.config.scale
         extra = self._regularizer(norms, own)
@@ -224,17 +233,29 @@ class PartialFC(nn.Module):
         # The derivative by a log-sum-exp of other classes is their probability times a weight: never negative.
         offset = torch.log(to_others * (gradient_scale * self.config.scale)) - others
         offset = torch.where(to_others > 0, offset, -torch.inf)
-        own = torch.cat([b.own for b in batches])
-        return Samples(torch.cat([b.unit for b in batches]), offset, own, to_target * gradient_scale)
+        own, unit = torch.cat([b.own for b in batches]), torch.cat([b.unit for b in batches])
+        thresholds = [b.threshold for b in batches if b.threshold is not None]
+        return Samples(unit, offset, own, to_target * gradient_scale, torch.cat(thresholds) if thresholds else None)
 
     def take_parts(self, gradient_scale: float) -> list[Part]:
         """What ``CentreOptimizer`` updates one after another; see ``take_samples``."""
         return [Part(slice(0, len(self.centres)), self.active, self.take_samples(gradient_scale))]
 
     def end_step(self) -> None:
-        """Tell the margin the norms of the whole global batch, once its step counts."""
-        if self.margin.follows_norms:
-            self.margin.observe(torch.cat(self._norms))
+        """Tell the margin what it follows of the whole global batch, once its step counts."""
+        if self.margin.follows:
+            self.margin.observe(torch.cat(self._followed))
+
+    def _follow(self, norms: Tensor, cosine: Tensor, own: Tensor, labels: Tensor) -> Tensor | None:
+        """Keep what the margin follows, of all ranks' samples; returns the thresholds [N] of hard cosines, or None."""
+        followed = norms.detach()
+        if self.margin.follows == "cosines":  # one rank knows each
+            followed = torch.where(own >= 0, cosine.detach().clamp(-1, 1), 0)
+            if self.world > 1:
+                dist.all_reduce(followed)
+        if self.margin.follows:  # choosing rows waits for the device
+            self._followed.append(followed[labels != ABSENT])
+        return self.margin.threshold(followed)
 
     def _own_rows(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Active row of each sample's class, -1 where another rank holds it, int64 [N]; and which labels are wrong."""
@@ -264,6 +285,8 @@ class PartialFC(nn.Module):
         active = own.clamp_min(0)
         rows = active if self.active.rows is None else self.active.rows[active]
         centre = self.centres[rows].float()
+        if self.config.sub_centres > 1:
+            return (unit * own_direction(centre, unit)).sum(1)
         return (unit * (centre / centre.norm(dim=1, keepdim=True).clamp_min(1e-12))).sum(1)
 
     def _regularizer(self, norms: Tensor, own: Tensor) -> Tensor | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from app.head.class_shards import class_range, sample_classes
 from app.head.config import HeadConfig
 from app.head.partial_fc import ABSENT, HeadError, HeadShape, Part, PartialFC
+from app.head.shaped_softmax import own_direction, shaped_log_sum_exp
 from app.head.softmax import ActiveCentres, Samples, log_sum_exp
 
 _NOTHING = -1e30  # the log-sum-exp of no class at all, with a gradient that is 0
@@ -36,6 +37,7 @@ class _Kept:
     lse: Tensor
     to_lse: Tensor = field(default_factory=lambda: torch.empty(0))
     to_cosine: Tensor = field(default_factory=lambda: torch.empty(0))
+    threshold: Tensor | None = None
 
 
 class ReproduciblePartialFC(PartialFC):
@@ -54,7 +56,7 @@ class ReproduciblePartialFC(PartialFC):
         self.shares = [list(share) for share in shares]
         super().__init__(config, shape, device)
         self._kept: dict[int, list[_Kept]] = {}  # by logical worker, one entry a local shard
-        self._worker_norms: dict[int, Tensor] = {}
+        self._followed_of: dict[int, Tensor] = {}
         self._turn = 0
         self._shards: list[ActiveCentres] = []
 
@@ -71,7 +73,7 @@ class ReproduciblePartialFC(PartialFC):
         shape, rate = self.shape, self.config.sample_rate
         if rate < 1 and labels is None:
             raise HeadError("sampling classes needs the labels of the whole global batch")
-        self._kept, self._worker_norms, self._turn, self._shards = {}, {}, 0, []
+        self._kept, self._followed_of, self._turn, self._shards = {}, {}, 0, []
         for first, last in self._ranges():
             rows = None
             if rate < 1:
@@ -95,11 +97,8 @@ class ReproduciblePartialFC(PartialFC):
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         turn, self._turn = self._turn, self._turn + 1
         lse, cosine = _ShardedSoftmax.apply(unit, labels, self, turn)
-        if self.margin.follows_norms:
-            gathered = _gather(norms.detach(), self.world)
-            for rank, share in enumerate(self.shares):
-                if turn < len(share):
-                    self._worker_norms[share[turn]] = gathered[rank]
+        if self.margin.follows == "norms":
+            self._follow_all(_gather(norms.detach(), self.world), turn)
         target = self.margin(cosine.clamp(-1, 1), norms) * self.config.scale
         loss = torch.logaddexp(torch.logsumexp(lse.clamp_min(_NOTHING), 0), target) - target
         if (extra := self.margin.regularizer(norms)) is not None:
@@ -128,10 +127,36 @@ class ReproduciblePartialFC(PartialFC):
             kept = self._kept[share[turn]] = []
             for number, (active, (first, last)) in enumerate(zip(self._shards, self._ranges(), strict=True)):
                 unit, own = units[rank], _own_rows(labels[rank], active, first, last)
-                lse[number, rank], gradient[number, rank] = log_sum_exp(unit, active, own, self.settings, size)
-                cosine[number, rank] = (unit * _unit_centres(active, own)).sum(1).masked_fill(own < 0, 0)
+                cosine[number, rank] = (unit * _unit_centres(active, own, unit)).sum(1).masked_fill(own < 0, 0)
                 kept.append(_Kept(unit, own, lse[number, rank]))
+        thresholds = self._thresholds(cosine, turn)
+        for rank, share in enumerate(self.shares):
+            for number, part in enumerate(self._kept[share[turn]] if turn < len(share) else []):
+                part.threshold = None if thresholds is None else thresholds[rank]
+                found = self._log_sum_exp(part, self._shards[number], size)
+                lse[number, rank], gradient[number, rank] = found
         return lse, cosine, gradient
+
+    def _log_sum_exp(self, kept: _Kept, active: ActiveCentres, size: int) -> tuple[Tensor, Tensor]:
+        if self.settings.plain:
+            return log_sum_exp(kept.unit, active, kept.own, self.settings, size)
+        return shaped_log_sum_exp(kept.unit, active, kept.own, self.settings, size, kept.threshold)
+
+    def _thresholds(self, cosine: Tensor, turn: int) -> Tensor | None:
+        """Above which cosines of other classes are hard, [W, B], from own cosines [S, W, B]; or None."""
+        if self.margin.follows != "cosines":
+            return None
+        whole = cosine.sum(0).clamp_(-1, 1)  # the class is in one shard
+        if self.world > 1:
+            dist.all_reduce(whole)
+        self._follow_all(whole, turn)
+        return self.margin.threshold(whole)
+
+    def _follow_all(self, values: Tensor, turn: int) -> None:
+        """Keep what the margin follows, [W, B], of this turn's logical workers."""
+        for rank, share in enumerate(self.shares):
+            if turn < len(share):
+                self._followed_of[share[turn]] = values[rank]
 
     def differentiate(self, to_lse: Tensor, to_cosine: Tensor, gradient: Tensor, turn: int) -> Tensor:
         """Gradient by ``units`` of each shard, [S, W, B, D], into ``gradient``, from those of ``compute``'s values."""
@@ -142,7 +167,8 @@ class ReproduciblePartialFC(PartialFC):
                 kept.to_lse = to_lse[number, rank]
                 kept.to_cosine = to_cosine[rank].masked_fill(kept.own < 0, 0)
                 part = gradient[number, rank].mul_(kept.to_lse[:, None])
-                part.addcmul_(_unit_centres(self._shards[number], kept.own), kept.to_cosine[:, None])
+                direction = _unit_centres(self._shards[number], kept.own, kept.unit)
+                part.addcmul_(direction, kept.to_cosine[:, None])
         return gradient
 
     def finite(self) -> Tensor:
@@ -164,14 +190,15 @@ class ReproduciblePartialFC(PartialFC):
                 torch.where(to_lse > 0, offset, -torch.inf),
                 torch.cat([part.own for part in parts]),
                 torch.cat([part.to_cosine for part in parts]) * gradient_scale,
+                None if self.margin.follows != "cosines" else torch.cat([_threshold_of(part) for part in parts]),
             )
             found.append(Part(slice(first - self.start, last - self.start), active, samples))
         return found
 
     def end_step(self) -> None:
         """See ``PartialFC``."""
-        if self.margin.follows_norms:
-            self.margin.observe(torch.cat([norms for _, norms in sorted(self._worker_norms.items())]))
+        if self.margin.follows:
+            self.margin.observe(torch.cat([values for _, values in sorted(self._followed_of.items())]))
 
 
 class _ShardedSoftmax(torch.autograd.Function):
@@ -249,10 +276,17 @@ def _own_rows(labels: Tensor, active: ActiveCentres, first: int, last: int) -> T
     return torch.where((rows >= 0) & (active.rows[found] == rows), found, -1)
 
 
-def _unit_centres(active: ActiveCentres, own: Tensor) -> Tensor:
-    """The own class's centre at length 1, float32 [B, D]; another one's where it is not here."""
+def _threshold_of(kept: _Kept) -> Tensor:
+    assert kept.threshold is not None
+    return kept.threshold
+
+
+def _unit_centres(active: ActiveCentres, own: Tensor, unit: Tensor) -> Tensor:
+    """The own class's (nearest) centre at length 1, float32 [B, D]; another one's where it is not here."""
     if not len(active):
-        return torch.zeros((len(own), active.centres.shape[1]), device=own.device)
+        return torch.zeros_like(unit)
     rows = own.clamp_min(0)
     centre = active.centres[rows if active.rows is None else active.rows[rows]].float()
+    if centre.shape[1] > unit.shape[1]:
+        return own_direction(centre, unit)
     return centre / centre.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -47,11 +47,22 @@ _TINY = 1e-12  # a centre's length is at least that, as in torch.nn.functional.n
 
 @dataclass(frozen=True)
 class SoftmaxSettings:
-    """``filtering``: cosines of other classes above it count as 0; 0 is off. ``dtype``: of the matrix products."""
+    """``filtering``: cosines of other classes above it count as 0; 0 is off. ``dtype``: of the matrix products.
+
+    ``sub_centres``: of each class. ``hardness``: CurricularFace's t, float32 [], which the margin keeps. Where either
+    is more than the default, ``app.head.shaped_softmax`` computes.
+    """
 
     scale: float
     filtering: float = 0.0
     dtype: torch.dtype = torch.float32
+    sub_centres: int = 1
+    hardness: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a cosine is one product and nothing more."""
+        return self.sub_centres == 1 and self.hardness is None
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ def log_sum_exp(
         operand = active.operand(block, block.read(active.centres), settings.dtype)
         raw, terms = buffers.views(block.stop - block.start)
         _multiply(operand_of_products, operand.weight.T, raw)
-        _put(raw, own - block.start, raw.new_full((1,), -torch.inf))
+        put_in_column(raw, own - block.start, raw.new_full((1,), -torch.inf))
         struck = _find_filtered(raw, operand, settings)
         torch.addcmul(operand.inverse.log(), raw, settings.scale * operand.inverse, out=terms)
         if struck is not None:
@@ -170,7 +181,7 @@ def log_sum_exp(
             highest = higher
         terms.exp_()
         total.add_(torch.mv(terms, operand.lengths))
-        _add_weighted(towards, terms, operand.weight)
+        add_weighted(towards, terms, operand.weight)
         if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
             # Where there is one, the shift is at least 0; elsewhere exp(-shift) may be inf, and 0 * inf is NaN.
             total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
@@ -203,13 +214,15 @@ class Samples:
     """What the update needs to know of all samples of a step.
 
     ``unit``: float32 [M, D]. ``offset``: float32 [M], log(s u) - lse, -inf where u is 0. ``own``: int64 [M], active row
-    of the own class or -1. ``to_target``: float32 [M], dL / d cosine of the own class.
+    of the own class or -1. ``to_target``: float32 [M], dL / d cosine of the own class. ``threshold``: see
+    ``app.head.shaped_softmax``.
     """
 
     unit: Tensor
     offset: Tensor
     own: Tensor
     to_target: Tensor
+    threshold: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -234,7 +247,7 @@ class BlockGradient:
             torch.add(self.weights.to(torch.bfloat16).T @ self.unit, values, alpha=beta, out=values)  # in one pass
         else:
             values.zero_() if beta == 0 else values.mul_(beta)
-            _add_weighted(values, self.weights.T, self.unit)
+            add_weighted(values, self.weights.T, self.unit)
         values.addcmul_(centres, (self.along + decay)[:, None])
 
 
@@ -261,7 +274,7 @@ def block_gradient(
     if struck is not None:
         terms.masked_fill_(struck, -torch.inf)
     terms.exp_()
-    _put(terms, samples.own - block.start, samples.to_target)
+    put_in_column(terms, samples.own - block.start, samples.to_target)
     terms.mul_(operand.centre_inverse)
     along = raw.mul_(terms).sum(0).mul_(operand.inverse).mul_(operand.centre_inverse).neg_()
     return BlockGradient(terms, unit, along)
@@ -279,7 +292,7 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
         out.copy_(left @ right)
 
 
-def _add_weighted(total: Tensor, weights: Tensor, vectors: Tensor) -> None:
+def add_weighted(total: Tensor, weights: Tensor, vectors: Tensor) -> None:
     """``total += weights @ vectors`` in the vectors' precision."""
     if vectors.dtype == torch.float32:
         total.addmm_(weights, vectors)
@@ -293,7 +306,7 @@ def _add_weighted(total: Tensor, weights: Tensor, vectors: Tensor) -> None:
     total.addcmul_((scaled.to(vectors.dtype) @ vectors).float(), torch.where(some, sums / _WEIGHT_SUM, 0)[:, None])
 
 
-def _put(array: Tensor, column: Tensor, values: Tensor) -> None:
+def put_in_column(array: Tensor, column: Tensor, values: Tensor) -> None:
     """``array[i, column[i]] = values[i]`` where that column exists; no transfer to the host decides which."""
     here = (column >= 0) & (column < array.shape[1])
     column = torch.where(here, column, 0)[:, None]

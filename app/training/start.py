@@ -102,7 +102,8 @@ def start_from_weights(recipe: Recipe, trainer: Trainer) -> None:
     if recipe.head.init:
         head = trainer.head
         shape = (head.shape.num_classes, head.shape.embedding_size)
-        head.centres.data.copy_(read_centres(recipe.head.init, *shape, head.start, head.stop))
+        centres = read_centres(recipe.head.init, *shape, head.start, head.stop, head.config.sub_centres)
+        head.centres.data.copy_(centres)
 
 
 def resume(loop: Loop, resumed: TrainingState | None) -> None:

@@ -26,7 +26,7 @@ FIXED = frozenset(
         *("head.margin", "head.m1", "head.m2", "head.m3", "head.scale", "head.easy_margin", "head.gradient"),
         *("head.adaface_h", "head.adaface_t_alpha", "head.magface_lower", "head.magface_upper"),
         *("head.magface_lower_margin", "head.magface_upper_margin", "head.magface_weight", "head.elastic_std"),
-        *("head.centre_dtype", "head.momentum_dtype", "head.sub_centres"),
+        *("head.centre_dtype", "head.momentum_dtype", "head.sub_centres", "head.curricular_t_alpha"),
         *("data.image_size", "data.shuffle", "data.window", "data.window_mb", "data.block_mb"),
         *("optim.name", "train.seed", "train.batch_size"),
     ]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from app.head.class_shards import sample_classes
 from app.head.config import HeadConfig
+from app.head.margins import Curricular
+from app.head.partial_fc import PartialFC
 
 SEED = 3
 
@@ -31,6 +33,12 @@ class Case:
     size: int = 8
     batch: int = 12
     lr: float = 0.05
+    sub_centres: int = 1
+
+    @property
+    def steepness(self) -> float:
+        """Largest derivative of a logit by its cosine: what a cosine's rounding error is multiplied by."""
+        return self.scale * (2 + Followed.t if self.margin[0] == "curricular" else 1)
 
     def config(self) -> HeadConfig:
         """The case as a section of a recipe."""
@@ -45,6 +53,7 @@ class Case:
             scale=self.scale,
             sample_rate=self.rate,
             interclass_filtering=self.filtering,
+            sub_centres=self.sub_centres,
         )
 
     def inputs(self, step: int) -> tuple[Tensor, Tensor]:
@@ -54,20 +63,45 @@ class Case:
         return embeddings, torch.randint(0, self.labels or self.classes, (self.batch,), generator=generator)
 
     def centres(self) -> Tensor:
-        """float32 [classes, size], of lengths between 0.1 and 2."""
+        """float32 [classes, sub_centres * size], each of a length between 0.1 and 2."""
         generator = torch.Generator().manual_seed(7)
-        lengths = torch.empty(self.classes, 1).uniform_(0.1, 2, generator=generator)
-        return torch.nn.functional.normalize(torch.randn(self.classes, self.size, generator=generator)) * lengths
+        rows = self.classes * self.sub_centres
+        lengths = torch.empty(rows, 1).uniform_(0.1, 2, generator=generator)
+        centres = torch.nn.functional.normalize(torch.randn(rows, self.size, generator=generator)) * lengths
+        return centres.view(self.classes, -1)
 
 
-def target_logit(case: Case, cosine: Tensor, norm: Tensor) -> Tensor:
+@dataclass
+class Followed:
+    """What a margin follows from step to step: AdaFace's mean and deviation of norms, CurricularFace's t."""
+
+    mean: float = 20.0
+    std: float = 100.0
+    t: float = 0.4  # as if training had gone on for a while: at its start nothing depends on it
+
+    def observe(self, norms: Tensor, own_cosines: Tensor) -> None:
+        """After each step, of the whole batch."""
+        norms = norms.clamp(1e-3, 100)
+        self.mean = 0.99 * self.mean + 0.01 * float(norms.mean())
+        self.std = 0.99 * self.std + 0.01 * float(norms.std())
+        self.t = 0.99 * self.t + 0.01 * float(own_cosines.mean())
+
+
+def start(head: PartialFC, case: Case) -> None:
+    """Give a head the case's centres, and its margin the state that ``Followed`` starts with."""
+    head.centres.copy_(case.centres()[head.start : head.stop])
+    if isinstance(head.margin, Curricular):
+        head.margin.t.fill_(Followed.t)
+
+
+def target_logit(case: Case, cosine: Tensor, norm: Tensor, followed: Followed) -> Tensor:
     """The margin in terms of the angle; theta by arccos."""
     name, m1, m2, m3 = case.margin
     theta = torch.acos(cosine)
     if name == "none":
         return cosine
     if name == "adaface":
-        quality = ((norm.detach().clamp(1e-3, 100) - 20) / (100 + 1e-3) * 0.333).clamp(-1, 1)
+        quality = ((norm.detach().clamp(1e-3, 100) - followed.mean) / (followed.std + 1e-3) * 0.333).clamp(-1, 1)
         return torch.cos((theta - 0.4 * quality).clamp(1e-3, math.pi - 1e-3)) - 0.4 - 0.4 * quality
     shift = torch.as_tensor(m2)
     if name == "magface":
@@ -81,19 +115,26 @@ def target_logit(case: Case, cosine: Tensor, norm: Tensor) -> Tensor:
     return torch.where(theta + shift < math.pi, moved, torch.cos(theta) - shift * torch.sin(math.pi - shift) - m3)
 
 
-def loss_of(case: Case, embeddings: Tensor, labels: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
-    """Mean loss over the batch, with the full matrix of logits."""
+def loss_of(
+    case: Case, embeddings: Tensor, labels: Tensor, centres: Tensor, chosen: Tensor, followed: Followed
+) -> Tensor:
+    """Mean loss over the batch, with the full matrix of logits; ``followed`` is told of it."""
     norms = embeddings.norm(dim=1)
-    cosine = (embeddings / norms[:, None]) @ torch.nn.functional.normalize(centres).T
+    each = torch.nn.functional.normalize(centres.view(case.classes, case.sub_centres, case.size), dim=2)
+    cosine = torch.einsum("nd,ckd->nck", embeddings / norms[:, None], each).amax(2)
     own = torch.nn.functional.one_hot(labels, case.classes).bool()
     if case.filtering:
         cosine = torch.where((cosine > case.filtering) & ~own, 0, cosine)
-    target = target_logit(case, cosine[own], norms)
+    target = target_logit(case, cosine[own], norms, followed)
+    if case.margin[0] == "curricular":  # arXiv:2004.00288, eq. 6 and 7
+        hard = cosine > torch.cos(torch.acos(cosine[own]) + case.margin[2])[:, None]
+        cosine = torch.where(hard & ~own, cosine * (followed.t + cosine), cosine)
     logits = torch.where(own, target[:, None], cosine)[:, chosen] * case.scale
     loss = torch.nn.functional.cross_entropy(logits, torch.searchsorted(chosen, labels))
     if case.margin[0] == "magface":
         a = norms.clamp(10, 110)
         loss = loss + 35 * (a / 110**2 + 1 / a).mean()
+    followed.observe(norms.detach(), cosine[own].detach())
     return loss
 
 
@@ -103,14 +144,14 @@ class Oracle:
     def __init__(self, case: Case, logical_shards: int, steps: int) -> None:
         self.steps: list[tuple[Tensor, Tensor]] = []
         centres = case.centres().double().requires_grad_()
-        optimizer = self._optimizer(case, centres)
+        optimizer, followed = self._optimizer(case, centres), Followed()
         for step in range(steps):
             embeddings, labels = case.inputs(step)
             embeddings = embeddings.double().requires_grad_()
             chosen = torch.arange(case.classes)
             if case.rate < 1:
                 chosen = sample_classes(labels, case.classes, case.rate, logical_shards, SEED, step, 0, case.classes)
-            loss = loss_of(case, embeddings, labels, centres, chosen)
+            loss = loss_of(case, embeddings, labels, centres, chosen, followed)
             optimizer.zero_grad()
             loss.backward()
             assert embeddings.grad is not None

@@ -17,7 +17,7 @@ from app.head.class_shards import class_range, mark_at_random, sample_classes
 from app.head.config import HeadConfig
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, HeadShape, PartialFC, product_dtype
-from tests.head.oracle import SEED, Case, Oracle
+from tests.head.oracle import SEED, Case, Oracle, start
 from tests.ranks import run_ranks
 
 MARGINS: list[dict[str, Any]] = [
@@ -29,6 +29,9 @@ MARGINS: list[dict[str, Any]] = [
     {"easy_margin": True},
     {"margin": ("adaface", 1.0, 0.0, 0.4)},
     {"margin": ("magface", 1.0, 0.0, 0.0)},
+    {"margin": ("curricular", 1.0, 0.5, 0.0)},
+    {"sub_centres": 3},
+    {"margin": ("curricular", 1.0, 0.3, 0.0), "sub_centres": 2},
 ]
 CASES = [
     *(Case(**margin, rate=rate, filtering=t, classes=29) for margin in MARGINS for rate in (1, 0.6) for t in (0, 0.2)),
@@ -41,6 +44,9 @@ CASES = [
     Case(classes=40, optimizer="adamw", rate=0.4, update="dense"),
     Case(classes=13, scale=200.0),  # needs the running maximum
     Case(classes=13, scale=200.0, filtering=0.2),
+    Case(classes=40, rate=0.0, labels=5, sub_centres=2),
+    Case(classes=40, optimizer="adamw", rate=0.4, update="dense", sub_centres=3),
+    Case(classes=40, optimizer="adamw", rate=0.4, margin=("curricular", 1.0, 0.5, 0.0)),
 ]
 STEPS = 3
 
@@ -50,7 +56,7 @@ def make(case: Case, workers: int, **options: Any) -> tuple[PartialFC, CentreOpt
     momentum_dtype = options.pop("momentum_dtype", torch.float32)
     config = replace(case.config(), centre_dtype=options.pop("centre_dtype", "float32"))
     head = PartialFC(config, HeadShape(case.size, case.classes, workers, SEED, **options))
-    head.centres.copy_(case.centres()[head.start : head.stop])
+    start(head, case)
     weight_decay = {"weight_decay": 0.01, "update": case.update, "momentum_dtype": momentum_dtype}
     return head, CentreOptimizer(head, case.optimizer, **weight_decay)  # type: ignore[arg-type]
 
@@ -82,6 +88,7 @@ def train(
                 assert not part.grad.any()
         assert head.finite()
         optimizer.step(case.lr, 1 / 4)
+        head.end_step()
         results.append((total, gradient))
     return results, head.centres, optimizer.state
 
@@ -93,7 +100,7 @@ def all_cases(rank: int, world: int, workers: int) -> list[Any]:
 def compare(case: Case, ranks: list[Any], workers: int, tolerance: float) -> None:
     """Every figure against the oracle: in float32 the largest error by the largest value, else norm by norm."""
     order = torch.inf if tolerance <= 1e-5 else 2
-    tolerance *= max(1.0, case.scale / 64)  # a logit's rounding error grows with it, and exp hands it on
+    tolerance *= max(1.0, case.steepness / 64)  # a logit's rounding error grows with it, and exp hands it on
     oracle = Oracle(case, workers, STEPS)
 
     def same(name: str, found: Tensor, expected: Tensor) -> None:
@@ -123,7 +130,16 @@ def test_losses_gradients_and_three_updates_equal_the_plain_formula(world: int, 
 
 @pytest.mark.parametrize("block_bytes", [1, 300 << 10, 1 << 30])
 @pytest.mark.parametrize(
-    "change", [{}, {"rate": 0.5}, {"rate": 0.5, "update": "dense"}, {"filtering": 0.3}, {"scale": 100.0}]
+    "change",
+    [
+        {},
+        {"rate": 0.5},
+        {"rate": 0.5, "update": "dense"},
+        {"filtering": 0.3},
+        {"scale": 100.0},
+        {"sub_centres": 3, "rate": 0.5},
+        {"margin": ("curricular", 1.0, 0.5, 0.0), "filtering": 0.6},
+    ],
 )
 def test_blocks_that_divide_the_classes_or_do_not_change_nothing(block_bytes: int, change: dict[str, Any]) -> None:
     for classes in (1024, 1100):
