@@ -116,9 +116,10 @@ def target_logit(case: Case, cosine: Tensor, norm: Tensor, followed: Followed) -
 
 
 def loss_of(
-    case: Case, embeddings: Tensor, labels: Tensor, centres: Tensor, chosen: Tensor, followed: Followed
+    case: Case, embeddings: Tensor, labels: Tensor, centres: Tensor, chosen: Tensor, followed: Followed | None = None
 ) -> Tensor:
     """Mean loss over the batch, with the full matrix of logits; ``followed`` is told of it."""
+    followed = followed or Followed()
     norms = embeddings.norm(dim=1)
     each = torch.nn.functional.normalize(centres.view(case.classes, case.sub_centres, case.size), dim=2)
     cosine = torch.einsum("nd,ckd->nck", embeddings / norms[:, None], each).amax(2)
