@@ -121,7 +121,7 @@ def loss_of(
     """Mean loss over the batch, with the full matrix of logits; ``followed`` is told of it."""
     followed = followed or Followed()
     norms = embeddings.norm(dim=1)
-    each = torch.nn.functional.normalize(centres.view(case.classes, case.sub_centres, case.size), dim=2)
+    each = torch.nn.functional.normalize(centres.view(case.classes, case.sub_centres, -1), dim=2)
     cosine = torch.einsum("nd,ckd->nck", embeddings / norms[:, None], each).amax(2)
     own = torch.nn.functional.one_hot(labels, case.classes).bool()
     if case.filtering:
