@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0  # seconds
 
 @dataclass
 class Counters:
-    """What outages cost this process so far: requests sent again, and seconds waited before them."""
+    """What slow and absent stores cost this process so far: requests sent again, and seconds waited before them."""
 
     retries: int = 0
     seconds: float = 0.0
@@ -112,10 +112,15 @@ def _repeat(ask: Callable[[], T], until: float, may_pass: Callable[[AppError], b
                 print(f"warning: {error}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
                 said = True
             time.sleep(wait)
-            with _lock:
-                counters.retries += 1
-                counters.seconds += wait
+            count_retry(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def count_retry(seconds: float) -> None:
+    """Count a request that is sent again after a pause."""
+    with _lock:
+        counters.retries += 1
+        counters.seconds += seconds
 
 
 def _store_of(url: str) -> str:

@@ -8,6 +8,7 @@ is for stores that refuse path-style requests. Paths are literal: no character o
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import shutil
@@ -24,12 +25,15 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from app import errors, store_errors
+from app.deadline import Requests, is_late
 from app.errors import AppError
 from app.patience import patiently
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 redact = errors.redact  # for whoever prints URLs
+_SIDE_BY_SIDE = 32  # requests of one call
+_reads = Requests(hedges=False)  # whole objects may be large: two answers at once would be slower than one
 
 
 class StorageError(AppError):
@@ -100,6 +104,8 @@ def read_bytes(url: str) -> bytes:
     """Return the whole object."""
     filesystem, path = open_filesystem(url)
     with explained(url, "read"):
+        if isinstance(filesystem, AsyncFileSystem):
+            return cast(bytes, sync(filesystem.loop, _read_whole, filesystem, path, url))
         return cast(bytes, filesystem.cat_file(path))
 
 
@@ -143,7 +149,10 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         starts, stops = [ranges[i][0] for i in missing], [ranges[i][1] for i in missing]
         what = f"bytes {starts[0]}-{stops[0]}" if len(missing) == 1 else f"{len(missing)} ranges"
         with explained(url, f"read of {what}"):
-            found = filesystem.cat_ranges([path] * len(missing), starts, stops, on_error="raise")
+            if isinstance(filesystem, AsyncFileSystem):
+                found = sync(filesystem.loop, _read_side_by_side, filesystem, path, url, starts, stops)
+            else:
+                found = filesystem.cat_ranges([path] * len(missing), starts, stops, on_error="raise")
         for i, chunk in zip(missing, found, strict=True):
             if len(chunk) > ranges[i][1] - ranges[i][0]:
                 raise StorageError(
@@ -159,6 +168,33 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         f"{redact(url)}: bytes {start}-{stop} came back with {size} bytes instead of {stop - start}: "
         "the object is truncated or was replaced; upload it again"
     )
+
+
+async def _read_whole(filesystem: Any, path: str, url: str) -> bytes:
+    async def size() -> int:
+        return int((await filesystem._info(path))["size"] or 0)
+
+    return await _reads.ask(redact(url), lambda: filesystem._cat_file(path), size, may_pass=is_late)
+
+
+async def _read_side_by_side(
+    filesystem: Any, path: str, url: str, starts: Sequence[int], stops: Sequence[int]
+) -> list[bytes]:
+    places = asyncio.Semaphore(_SIDE_BY_SIDE)  # a request's time does not run while it waits for a connection
+
+    async def read(start: int, stop: int) -> bytes:
+        async def size() -> int:
+            return stop - start
+
+        async with places:
+            return await _reads.ask(
+                f"{redact(url)}: bytes {start}-{stop}",
+                lambda: filesystem._cat_file(path, start=start, end=stop),
+                size,
+                may_pass=is_late,
+            )
+
+    return list(await asyncio.gather(*map(read, starts, stops)))
 
 
 @_patient
@@ -321,6 +357,15 @@ class ObjectWriter:
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     """True for the host's own files."""
     return "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,))
+
+
+def may_pass(url: str, error: Exception) -> bool:
+    """Whether a driver's error means that the same request, sent again, may succeed."""
+    try:
+        with explained(url, "read"):
+            raise error
+    except StorageError as meant:
+        return meant.transient
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Ranges of one object in one version: pinned, bounded in time, asked again, and counted.
 
 An object that is replaced while it is read is an error that names it, whatever its new size: in S3 every request says
-``If-Match``; a local file is held open and compared with what was opened. A request that takes much longer than others
-is sent a second time, and the first answer counts; one that takes too long is given up and sent again.
+``If-Match``; a local file is held open and compared with what was opened. ``app.deadline`` bounds each request.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,14 +17,10 @@ import numpy as np
 from fsspec.asyn import AsyncFileSystem, sync
 
 from app import storage
+from app.deadline import Requests
 from app.errors import AppError
 from app.patience import patiently
 from app.storage import ObjectInfo, StorageError
-
-ATTEMPTS = 4
-DEADLINE = 20.0  # seconds for a request, and
-SLOWEST = 256 << 10  # bytes a second that must arrive besides
-HEDGE = 2.0  # seconds after which a request is sent a second time, at least
 
 
 class RangeFetcher:
@@ -34,8 +28,8 @@ class RangeFetcher:
 
     def __init__(self, info: ObjectInfo) -> None:
         self.info = info
-        self.requests = self.bytes_read = self.retries = self.hedged = 0
-        self._latencies: deque[float] = deque(maxlen=1000)
+        self.requests = self.bytes_read = 0
+        self._requests = Requests(hedges=True)
         self._filesystem, self._path = storage.open_filesystem(info.url)
         self._lock = threading.Lock()
         self._file: int | None = None
@@ -65,12 +59,12 @@ class RangeFetcher:
 
     def figures(self) -> dict[str, float]:
         """Counters, and the median and 99th percentile of the last thousand requests' seconds."""
-        times = list(self._latencies) or [0.0]
+        times = list(self._requests.latencies) or [0.0]
         return {
             "requests": self.requests,
             "bytes_read": self.bytes_read,
-            "retries": self.retries,
-            "hedged": self.hedged,
+            "retries": self._requests.retries,
+            "hedged": self._requests.hedged,
             "latency_p50": float(np.quantile(times, 0.5)),
             "latency_p99": float(np.quantile(times, 0.99)),
         }
@@ -83,7 +77,7 @@ class RangeFetcher:
                 return list(sync(self._filesystem.loop, self._gather, ranges))
         started = time.perf_counter()
         chunks = storage.read_ranges(self.info.url, ranges)
-        self._latencies.append(time.perf_counter() - started)
+        self._requests.latencies.append(time.perf_counter() - started)
         return chunks
 
     def _read_file(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -95,7 +89,7 @@ class RangeFetcher:
             for start, stop in ranges:
                 started = time.perf_counter()
                 chunks.append(os.pread(self._file, stop - start, start))
-                self._latencies.append(time.perf_counter() - started)
+                self._requests.latencies.append(time.perf_counter() - started)
         return chunks
 
     @staticmethod
@@ -112,40 +106,18 @@ class RangeFetcher:
         return list(await asyncio.gather(*(self._ask(start, stop) for start, stop in ranges)))
 
     async def _ask(self, start: int, stop: int) -> bytes:
-        """One range: short answers and failures that may pass are asked for again, after jittered pauses."""
-        chunk = b""
-        for attempt in range(ATTEMPTS):
-            try:
-                chunk = await self._ask_twice_when_slow(start, stop)
-            except Exception as error:
-                if attempt + 1 == ATTEMPTS or not _may_pass(self.info.url, error):
-                    raise
-            else:
-                if len(chunk) == stop - start:
-                    return chunk
-            self.retries += 1
-            await asyncio.sleep(0.2 * 2**attempt * float(np.random.default_rng().uniform(0.5, 1.0)))
-        return chunk
+        """One range; see ``app.deadline``."""
 
-    async def _ask_twice_when_slow(self, start: int, stop: int) -> bytes:
-        limit = DEADLINE + (stop - start) / SLOWEST
-        usual = 4 * max(self._latencies, default=HEDGE) if len(self._latencies) > 20 else 4 * HEDGE
-        started = time.perf_counter()
-        tasks = [asyncio.ensure_future(self._request(start, stop))]
-        try:
-            done, _ = await asyncio.wait(tasks, timeout=min(limit / 2, max(HEDGE, usual)))
-            if not done:
-                self.hedged += 1
-                tasks.append(asyncio.ensure_future(self._request(start, stop)))
-                done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                raise TimeoutError(f"no answer in {limit:.0f} s")
-            chunk: bytes = done.pop().result()
-            self._latencies.append(time.perf_counter() - started)
-            return chunk
-        finally:
-            for task in tasks:
-                task.cancel()
+        async def size() -> int:
+            return stop - start
+
+        return await self._requests.ask(
+            f"{storage.redact(self.info.url)}: bytes {start}-{stop}",
+            lambda: self._request(start, stop),
+            size,
+            may_pass=lambda error: storage.may_pass(self.info.url, error),
+            enough=lambda chunk: len(chunk) == stop - start,
+        )
 
     async def _request(self, start: int, stop: int) -> bytes:
         filesystem: Any = self._filesystem
@@ -164,11 +136,3 @@ class RangeFetcher:
 
 def _came_from_the_store(error: AppError) -> bool:
     return getattr(error, "kind", "") != "unreachable"
-
-
-def _may_pass(url: str, error: Exception) -> bool:
-    try:
-        with storage.explained(url, "read"):
-            raise error
-    except StorageError as explained:
-        return explained.transient

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import s3fs
 
-from app import storage
-from app.data import fetch
+from app import deadline, storage
 from app.data.dataset import open_dataset
 from app.data.reader import RecordReader
 from app.storage import StorageError
@@ -86,7 +85,7 @@ def test_what_passes_costs_time_and_no_record(faults: list[str], bucket_url: str
 def test_a_request_that_hangs_is_sent_again(
     bucket_url: str, proxy: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "HEDGE", 0.1)
+    monkeypatch.setattr(deadline, "HEDGE", 0.1)
     write_faces_directly(bucket_url, proxy)
     dataset = open_dataset(bucket_url)
     reader = RecordReader(dataset)

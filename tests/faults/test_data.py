@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import s3fs
 
-from app.data import fetch
+from app import deadline
 from app.data.dataset import open_dataset
 from app.data.order import make_order
 from app.data.records import RecordSource
@@ -39,7 +39,7 @@ def test_a_request_at_a_kilobyte_a_second_is_sent_again(
 ) -> None:
     write_faces(bucket_url, classes=6, per_class=10)
     expected = read_epoch(RecordSource(open_dataset(bucket_url)))
-    monkeypatch.setattr(fetch, "HEDGE", 0.2)
+    monkeypatch.setattr(deadline, "HEDGE", 0.2)
     slow = [True, True]
     with Proxy(object_store.endpoint) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
