@@ -1,6 +1,6 @@
-"""One name for all programs: ``python -m app train|verify|prepare|evaluate|selfcheck ...``, or ``arcface ...``.
+"""One name for all programs: ``python -m app PROGRAM ...``, or ``arcface PROGRAM ...``; ``--help`` lists them.
 
-The console scripts ``arcface-train`` and so on start the same. They find this package wherever they are called,
+The console scripts ``arcface-train`` and so on start some of them. They find this package wherever they are called,
 while ``python -m app.train`` in a folder with an ``app.py`` of its own would find that.
 """
 
@@ -17,6 +17,8 @@ PROGRAMS = {
     "verify": "verify a model on pairs of faces, with a report",
     "prepare": "make datasets of photographs, and look after them",
     "evaluate": "embed, compare, IJB-B/C, FLOPs",
+    "export": "a trained backbone as .onnx, .pt2 or .pt",
+    "plan": "what a run needs of devices, hosts and the store",
     "selfcheck": "look whether this machine can do the work",
 }
 

@@ -1,4 +1,4 @@
-"""The only file that knows npu, cuda and cpu: everything else asks a ``Device``.
+"""The only file that calls what torch has for NPUs and CUDA: everything else asks a ``Device``, or compares its kind.
 
 torch is loaded when a device is asked for, so that a node can be checked, and refused, without waiting for it.
 

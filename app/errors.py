@@ -16,9 +16,8 @@ from urllib.parse import quote
 from app import __version__
 
 # Exit codes of the entry points, after sysexits.h where it has a word for them.
-EXIT_BAD_INPUT = 65
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal after a committed checkpoint; run again to go on.
-EXIT_TRANSIENT = EXIT_INTERRUPTED  # a failure that may pass: the same command, given again, may succeed
+EXIT_BAD_INPUT = 65  # EX_DATAERR: something has to be corrected first
+EXIT_TRANSIENT = 75  # EX_TEMPFAIL: a failure that may pass: the same command, given again, may succeed
 
 
 # Names of environment variables that hold secrets, by their last words; a path or URL is none.

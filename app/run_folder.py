@@ -3,7 +3,10 @@
 recipe.toml            the recipe, as it runs
 checkpoints/           see app.checkpoint.manager
 events/*.jsonl         the event log; tensorboard/ beside it
-model.pt, model.json   the final backbone (a state dict) and what it is, with its SHA-256
+training.log           what rank 0 said, of all starts
+failures/rank-*.txt    what a rank said last, see app.observe.last_words
+profile/               the trace, where train.profiling asks for one
+model.pt, model.json   the latest backbone (a state dict) and what it is, with its SHA-256; at the end model.onnx too
 best/                  the same for the backbone with the highest mean accuracy so far
 summary.json, .md      figures of the run
 verification/          reports of the verification job

@@ -6,10 +6,22 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class TrainJob:
-    """Arguments of ``arcface_dist``; ``components.py`` says what each means."""
+class Job:
+    """What every component takes; ``components.py`` says what each argument means."""
 
     app_args: tuple[str, ...] = ()
+    image: str = ""
+    cpu: int = 0
+    memMB: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    secret: str = "arcface-s3"
+    service_account: str = ""
+
+
+@dataclass(frozen=True)
+class TrainJob(Job):
+    """Arguments of ``arcface_dist``."""
+
     nnodes: str = "1"
     nproc_per_node: int = 0
     recipe: str = "glint360k_r100"
@@ -17,12 +29,6 @@ class TrainJob:
     output: str = ""
     name: str = ""
     hardware: str = "ascend-910b"
-    image: str = ""
-    cpu: int = 0
-    memMB: int = 0
-    env: dict[str, str] = field(default_factory=dict)
-    secret: str = "arcface-s3"
-    service_account: str = ""
     max_restarts: int = 100
     rdzv_port: int = 29500
     preemptible: bool = False
@@ -30,34 +36,22 @@ class TrainJob:
 
 
 @dataclass(frozen=True)
-class VerifyJob:
+class VerifyJob(Job):
     """Arguments of ``arcface_verify``."""
 
-    app_args: tuple[str, ...] = ()
     model: str = ""
     sets: str = ""
     set_names: str = ""
     report: str = ""
     floor: float = 0.0
     hardware: str = "ascend-910b"
-    image: str = ""
-    cpu: int = 0
-    memMB: int = 0
-    env: dict[str, str] = field(default_factory=dict)
-    secret: str = "arcface-s3"
-    service_account: str = ""
 
 
 @dataclass(frozen=True)
-class PrepareJob:
+class PrepareJob(Job):
     """Arguments of ``arcface_prepare``."""
 
-    app_args: tuple[str, ...] = ()
-    kind: str = "folder"
-    output: str = ""
-    image: str = ""
     cpu: int = 8
     memMB: int = 16384
-    env: dict[str, str] = field(default_factory=dict)
-    secret: str = "arcface-s3"
-    service_account: str = ""
+    kind: str = "folder"
+    output: str = ""

@@ -24,7 +24,7 @@ from components.arguments import is_path
 from components.hardware import load_profile
 from components.image_registry import RegistryUnknown, require_image
 from components.jobs import TrainJob
-from components.store import Skipped, open_store
+from components.store import Skipped, StoreError, size_of
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 FILE = "components.py"
@@ -122,14 +122,9 @@ def check_dataset(recipe: dict[str, Any]) -> str:
 
 
 def _check_records(url: str) -> None:
-    filesystem, path = open_store(url)
     for name in ("train.rec", "train.idx"):
-        try:
-            size = int(filesystem.info(f"{path.rstrip('/')}/{name}")["size"])
-        except Exception as error:
-            raise ValueError(f"{url}/{name} cannot be read ({type(error).__name__}): check URL and keys") from error
-        if size == 0:
-            raise ValueError(f"{url}/{name} is empty: upload it again")
+        if size_of(place := f"{url.rstrip('/')}/{name}") == 0:
+            raise ValueError(f"{place} is empty: upload it again")
 
 
 def check_output(recipe: dict[str, Any]) -> str:
@@ -141,14 +136,17 @@ def check_output(recipe: dict[str, Any]) -> str:
     url = recipe["output"]["url"]
     if not url:
         raise ValueError("no output: pass --output, or set it in .torchxconfig")
-    filesystem, path = open_store(url)
-    bucket = path.split("/", 1)[0] if "://" in url and not url.startswith("file:") else os.path.dirname(path) or "/"
+    scheme, found, path = url.partition("://")
+    if found and scheme != "file":
+        bucket = f"{scheme}://{path.split('/', 1)[0]}"
+    else:
+        bucket = os.path.dirname(os.path.abspath(url.removeprefix("file://")))
     try:
-        filesystem.ls(bucket, detail=False)
-    except FileNotFoundError as error:
-        raise ValueError(f"{url}: {bucket} does not exist: create it") from error
-    except Exception as error:
-        raise ValueError(f"{url}: {bucket} cannot be listed ({type(error).__name__}): check keys") from error
+        size_of(bucket)
+    except StoreError as error:
+        if error.absent:
+            raise ValueError(f"{url}: {bucket} does not exist: create it") from error
+        raise
     return f"{url} can be reached"
 
 

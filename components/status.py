@@ -18,7 +18,7 @@ from torchx.specs.api import parse_app_handle
 from components.app_options import AppMissing, settings
 from components.arguments import ComponentError
 from components.job_reason import JobFacts, reason, replica
-from components.store import Skipped, open_store
+from components.store import Skipped, StoreError, names_in, read_ends
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 _VOLCANO = {"Completed": "SUCCEEDED", "Terminated": "FAILED", "Failed": "FAILED", "Aborted": "CANCELLED"}
@@ -117,8 +117,8 @@ def run_lines(facts: JobFacts, *, failed: bool) -> list[str]:
         return [*found, *failures(url)] if failed else found
     except Skipped as why:
         return [f"the run's folder {url} was not looked at: {why}"]
-    except Exception as error:
-        return [f"the run's folder {url} cannot be read ({type(error).__name__})"]
+    except StoreError as error:
+        return [str(error)]
 
 
 def run_folder(job: dict[str, Any]) -> str:
@@ -139,19 +139,11 @@ def run_folder(job: dict[str, Any]) -> str:
 
 def read_events(url: str) -> list[dict[str, Any]]:
     """Beginning and end of the latest attempt's event log."""
-    filesystem, path = open_store(f"{url}/events")
-    try:
-        names = sorted(str(name) for name in filesystem.ls(path, detail=False) if str(name).endswith(".jsonl"))
-    except FileNotFoundError:
-        return []
+    names = [name for name in names_in(f"{url}/events") if name.endswith(".jsonl")]
     if not names:
         return []
-    size = int(filesystem.info(names[-1])["size"])
-    text = filesystem.cat_file(names[-1], start=0, end=min(size, _WINDOW))
-    if size > _WINDOW:
-        text += b"\n" + filesystem.cat_file(names[-1], start=max(_WINDOW, size - _WINDOW), end=size)
     events = []
-    for line in text.decode(errors="replace").splitlines():
+    for line in b"\n".join(read_ends(f"{url}/events/{names[-1]}", _WINDOW)).decode(errors="replace").splitlines():
         try:
             event = json.loads(line)
         except ValueError:
@@ -180,15 +172,11 @@ def progress(events: list[dict[str, Any]], job: str) -> str:
 
 def failures(url: str) -> list[str]:
     """The first line of each rank's last words."""
-    filesystem, path = open_store(f"{url}/failures")
-    try:
-        names = sorted(str(name) for name in filesystem.ls(path, detail=False))
-    except FileNotFoundError:
-        return []
+    names = names_in(f"{url}/failures")
     lines = []
     for name in names[:_RANKS_SHOWN]:
-        text = filesystem.cat_file(name, start=0, end=1 << 10).decode(errors="replace")
-        lines.append(f"{name.rpartition('/')[2].removesuffix('.txt')}: {text.splitlines()[0] if text else ''}")
+        text = read_ends(f"{url}/failures/{name}", 1 << 10)[0].decode(errors="replace")
+        lines.append(f"{name.removesuffix('.txt')}: {text.splitlines()[0] if text else ''}")
     return [*lines, f"{url}/failures has the last lines of {len(names)} ranks"] if names else []
 
 

@@ -1,24 +1,74 @@
-"""The object store as this shell sees it, for questions before and after a job; never the pods' credentials."""
+"""The object store as this shell sees it, for questions before and after a job; never the pods' credentials.
+
+What is asked of a store, and what its refusals mean, is the business of ``app.storage`` alone, which loads no torch;
+this is the only module here that imports the app.
+"""
 
 from __future__ import annotations
 
 import os
 
-import fsspec
+from app import storage
+from app.errors import AppError
+
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "FSSPEC_S3_ANON")
 
 
 class Skipped(Exception):
     """A question that cannot be asked from here."""
 
 
-def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """File system and path of a URL.
+class StoreError(ValueError):
+    """What the store says of an object; ``absent`` when that is that there is none."""
+
+    def __init__(self, url: str, error: AppError) -> None:
+        super().__init__(f"{url} cannot be read: {str(error).removeprefix(f'{url}: ')}")
+        self.absent = isinstance(error, storage.StorageError) and error.kind == "absent"
+
+
+def size_of(url: str) -> int:
+    """Bytes of an object; 0 of a folder or bucket that is there.
 
     Raises:
         Skipped: this shell has no keys for it.
+        StoreError: it is not there, or cannot be read.
     """
-    if url.startswith("s3://") and not (os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_PROFILE")):
+    _require_keys(url)
+    try:
+        return storage.info(url).size
+    except AppError as error:
+        raise StoreError(url, error) from error
+
+
+def names_in(url: str) -> list[str]:
+    """Names directly under a folder, sorted; none where there is no folder.
+
+    Raises:
+        Skipped, StoreError: as ``size_of``.
+    """
+    _require_keys(url)
+    try:
+        return storage.list_names(url)
+    except AppError as error:
+        raise StoreError(url, error) from error
+
+
+def read_ends(url: str, count: int) -> tuple[bytes, bytes]:
+    """The first ``count`` bytes of an object and up to as many of its last, none of them twice.
+
+    Raises:
+        Skipped, StoreError: as ``size_of``.
+    """
+    size = size_of(url)
+    first = (0, min(size, count))
+    last = (max(first[1], size - count), size)
+    try:
+        found = storage.read_ranges(url, [first, last] if last[0] < size else [first])
+    except AppError as error:
+        raise StoreError(url, error) from error
+    return found[0], found[1] if len(found) > 1 else b""
+
+
+def _require_keys(url: str) -> None:
+    if url.startswith(("s3://", "s3a://")) and not any(os.environ.get(name) for name in _KEYS):
         raise Skipped("no AWS_ACCESS_KEY_ID or AWS_PROFILE in this shell; the pods' Secret cannot be tried from here")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if url.startswith("s3://") else ""
-    filesystem, path = fsspec.core.url_to_fs(url, **({"endpoint_url": endpoint} if endpoint else {}))
-    return filesystem, str(path)

@@ -16,7 +16,7 @@ from app.__main__ import PROGRAMS, main
 from demo.__main__ import _NOISE
 from tests.jobs import ROOT
 
-MODULES = ["app", "app.train", "app.verify", "app.prepare", "app.evaluate", "app.selfcheck", "demo"]
+MODULES = ["app", *(f"app.{program}" for program in PROGRAMS), "demo"]
 BENCHMARKS = [
     f"benchmarks.{path.stem}"
     for path in sorted((ROOT / "benchmarks").glob("*.py"))

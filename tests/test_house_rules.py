@@ -64,6 +64,22 @@ def test_what_is_public_says_what_it_does() -> None:
     assert [line for line in found if line.rpartition(".")[2] not in source] == []
 
 
+def test_only_storage_opens_a_store() -> None:
+    opened = re.compile(r"url_to_fs|fsspec\.(open|filesystem|core)|S3FileSystem\(")
+    strangers = [
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] not in ("tests", "demo") and opened.search(path.read_text())
+    ]
+    assert strangers == ["app/storage.py"]
+
+
+def test_only_the_device_file_calls_an_accelerator() -> None:
+    calls = re.compile(r"\btorch\.(cuda|npu)\.\w|\.(cuda|npu)\(")
+    app = [path for path in FILES if path.relative_to(ROOT).parts[0] == "app"]
+    assert [path.name for path in app if calls.search(path.read_text())] == ["device.py"]
+
+
 def test_one_version() -> None:
     places = {
         "CITATION.cff": r"^version: (.*)$",

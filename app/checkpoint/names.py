@@ -19,7 +19,7 @@ _PATTERN = re.compile(r"step-(\d+)-(\d{8}T\d{6}\.\d{9})(?:-g(\d+)-([0-9a-f]{8}))
 
 @dataclass(frozen=True)
 class Name:
-    """What a folder's name says; sorts by generation, step, time."""
+    """What a folder's name says; ``order`` is by generation, step, time."""
 
     text: str
     generation: int

@@ -1,8 +1,8 @@
 """Reads a Python module of assignments, ``config.NAME = VALUE``, as data: nothing in it is run.
 
-Values are literals, and sums of literals and earlier settings; ``if`` takes the branch that earlier settings decide; a
-function is read only where it is the step schedule that the configurations of 2021 hold. All else is refused with its
-line.
+Values are literals, and arithmetic with literals and earlier settings; ``if`` takes the branch that earlier settings
+decide; a function is read only where it is the step schedule that the configurations of 2021 hold. All else is refused
+with its line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.config.recipe import RecipeError
 
 _MAX_TEXT = 256 << 10
 _LARGEST = 2**63
-_SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -138,10 +138,10 @@ class _Reader:
 
     def value(self, node: ast.expr) -> Any:
         match node:
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _SUMS:
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
                 numbers = self.value(left), self.value(right)
                 if all(isinstance(number, int | float) for number in numbers):
-                    return self.sum(node, type(op), *numbers)
+                    return self.calculate(node, type(op), *numbers)
             case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := self.value(operand), int | float):
                 return -number
             case ast.Attribute(value=ast.Name(id="config"), attr=name) if name in self.settings:
@@ -163,21 +163,22 @@ class _Reader:
                 except (ValueError, TypeError):
                     pass
         raise self.refusal(
-            node, f"{_shown(node)!r} is neither a literal nor a sum of literals and settings above it; write its value"
+            node,
+            f"{_shown(node)!r} is neither a literal nor arithmetic with literals and settings above; write its value",
         )
 
-    def sum(self, node: ast.expr, op: type[ast.operator], left: Any, right: Any) -> Any:
+    def calculate(self, node: ast.expr, op: type[ast.operator], left: Any, right: Any) -> Any:
         if op is ast.Pow and (abs(right) > 64 or abs(left) > _LARGEST):
             raise self.refusal(node, f"{_shown(node)!r} is too large")
         try:
-            return self.bounded(node, _SUMS[op](left, right))
+            return self.bounded(node, _ARITHMETIC[op](left, right))
         except ZeroDivisionError as error:
             raise self.refusal(node, "division by zero") from error
         except OverflowError as error:
             raise self.refusal(node, f"{_shown(node)!r} is too large") from error
 
     def bounded(self, node: ast.expr, value: Any) -> Any:
-        """Numbers that fit 64 bits; nothing in a configuration is larger, and sums of larger ones take for ever."""
+        """Numbers that fit 64 bits; nothing in a configuration is larger, and powers of larger ones take for ever."""
         if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
             raise self.refusal(node, f"{_shown(node)!r} is not a finite number")
         if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:

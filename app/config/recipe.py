@@ -50,7 +50,10 @@ class TrainConfig:
     epochs: int = setting(20, "passes over the dataset", minimum=1)
     batch_size: int = setting(128, "micro-batch: samples of one logical worker in a step", minimum=1)
     logical_workers: int = setting(
-        0, "sample streams of the run, fixed at its first start; 0: processes x gradient_accumulation", minimum=0
+        0,
+        "sample streams of the run, fixed at its first start; 0: processes (of the largest world, where max_processes "
+        "says it) x gradient_accumulation",
+        minimum=0,
     )
     max_processes: int = setting(
         0, "processes of an elastic job at its largest; 0: as many as start it first", minimum=0

@@ -1,6 +1,6 @@
 """A dataset folder: ``train.rec``, ``train.idx`` and, optionally, ``property``, at any fsspec URL.
 
-Only the index, the first and the last record are read to open it; see ``reader.py`` for the images.
+Only the index and a few records are read to open it; see ``reader.py`` for the images.
 """
 
 from __future__ import annotations

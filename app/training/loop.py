@@ -50,7 +50,7 @@ class Loop:
     events: EventLog
     stop: StopRequest
     verifier: Verifier
-    data_tag: str = ""  # version of the .rec file: a resumed run must train on the same one
+    data_tag: str = ""  # identity of the dataset's content: a resumed run must train on the same
     step: int = 0
 
     def __post_init__(self) -> None:

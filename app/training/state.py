@@ -43,7 +43,7 @@ FREE = frozenset(
             "model.channels_last",
             "model.gradient_checkpointing",
         ),
-        *("head.init", "head.block_memory_mb", "head.block_classes"),
+        *("head.init", "head.block_memory_mb"),
         *("data.url", "data.num_classes", "data.num_images", "data.empty_classes", "data.workers", "data.prefetch"),
         *("data.cache", "data.cache_gb", "data.max_bad_share", "data.resize"),
         *("train.epochs", "train.logical_workers", "train.max_processes"),

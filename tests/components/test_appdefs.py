@@ -280,7 +280,7 @@ def test_no_schedulers_mark_is_in_the_environment_that_all_get() -> None:
 )
 def test_a_components_arguments_are_one_typed_value_with_the_same_defaults(component: str, job: Any) -> None:
     parameters = inspect.signature(get_component(f"{FILE}:{component}").fn).parameters
-    assert [field.name for field in dataclasses.fields(job)] == list(parameters)
+    assert {field.name for field in dataclasses.fields(job)} == set(parameters)
     for name, parameter in parameters.items():
         if name != "app_args":
             assert str(getattr(job(), name)) == str(parameter.default), name

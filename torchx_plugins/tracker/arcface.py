@@ -14,30 +14,33 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
-import fsspec
 from torchx.plugins import register
 from torchx.tracker.api import Lineage, TrackerArtifact, TrackerBase, TrackerSource
+
+from app import storage
+from app.storage import StorageError
 
 
 class ObjectStoreTracker(TrackerBase):
     """Metadata, artifacts and sources of runs at any fsspec URL."""
 
     def __init__(self, url: str) -> None:
-        self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        self._url = url
 
-    def _path(self, run_id: str) -> str:
-        return f"{self._root.rstrip('/')}/{quote(run_id, safe='')}.json"
+    def _place(self, run_id: str) -> str:
+        return storage.join(self._url, f"{quote(run_id, safe='')}.json")
 
     def _read(self, run_id: str) -> dict[str, Any]:
+        record: dict[str, Any] = {}
         try:
-            record: dict[str, Any] = json.loads(self._filesystem.cat_file(self._path(run_id)))
-        except FileNotFoundError:
-            record = {}
+            record = json.loads(storage.read_bytes(self._place(run_id)))
+        except StorageError as error:
+            if error.kind != "absent":
+                raise
         return {"run_id": run_id, "metadata": {}, "artifacts": {}, "sources": []} | record
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._filesystem.makedirs(self._root, exist_ok=True)
-        self._filesystem.pipe_file(self._path(record["run_id"]), json.dumps(record, indent=1).encode())
+        storage.write_bytes(self._place(record["run_id"]), json.dumps(record, indent=1).encode())
 
     def add_artifact(self, run_id: str, name: str, path: str, metadata: Mapping[str, object] | None = None) -> None:
         """Add an artifact's URL."""
@@ -79,11 +82,7 @@ class ObjectStoreTracker(TrackerBase):
 
     def run_ids(self, **kwargs: str | None) -> Iterable[str]:
         """All runs, those with the given metadata where some is given."""
-        try:
-            paths = self._filesystem.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return []
-        names = [str(path).rsplit("/", 1)[-1] for path in paths]
+        names = storage.list_names(self._url)
         runs = [unquote(name.removesuffix(".json")) for name in names if name.endswith(".json")]
         # TorchX's command line passes parent_run_id=None when it wants all runs.
         wanted = {key: value for key, value in kwargs.items() if value is not None}
