@@ -8,7 +8,9 @@ back to a fresh one, from failed workers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import signal
 import sys
 from typing import Any
@@ -28,7 +30,13 @@ _rendezvous, _exit_barrier = LocalElasticAgent._rendezvous, LocalElasticAgent._e
 
 
 def _stop_workers(agent: LocalElasticAgent, worker_group: Any) -> None:  # noqa: ARG001
-    """Between two rounds torch gives workers 30 s, whatever ``--shutdown-timeout`` says; a slow upload needs more."""
+    """Between two rounds torch gives workers 30 s, whatever ``--shutdown-timeout`` says; a slow upload needs more.
+
+    A worker that is suspended cannot hear that it should end, and would hold a new round up for all of that time.
+    """
+    for process in agent._pcontext.pids().values() if agent._pcontext else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
     agent._shutdown(timeout=agent._shutdown_timeout)
 
 
