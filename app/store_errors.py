@@ -90,7 +90,7 @@ _NO_FOLDER = Meaning("a part of this path is a file, not a folder; correct the p
 _NO_RIGHTS = Meaning("this user may not; check the rights of the file and its folder", kind="denied")
 
 # Exceptions of drivers, by the name of their class (or of a base): these libraries need not be installed.
-_CONNECTION = Meaning("the store does not answer; check AWS_ENDPOINT_URL", transient=True, kind="unreachable")
+_CONNECTION = Meaning("the store does not answer; check the URL's host, or AWS_ENDPOINT_URL", transient=True, kind="unreachable")
 _BROKEN = Meaning("the connection to the store broke off", transient=True)
 _SLOW = Meaning("the store did not answer in time", transient=True)
 _CLASSES: dict[str, Meaning] = {
@@ -139,10 +139,16 @@ def explain(error: BaseException) -> tuple[Meaning, str]:
         if status and status >= 500:
             return Meaning(_BUSY, transient=True), words or f"HTTP {status}"
         unknown = unknown or (f"{code}: {words}" if code else "")
+    links = list(_chain(error))
     for classes in (_CLASSES, _WRAPPERS):
-        for link in _chain(error):
+        for link in links:
+            # fsspec's driver for http calls everything that goes wrong "not found": what it wraps knows better.
+            if isinstance(link, FileNotFoundError) and link.__cause__ is not None and link is not links[-1]:
+                continue
             if found := _meaning_of_class(link, classes):
                 return found, " ".join(str(link).split())
+    if any(isinstance(link, FileNotFoundError) for link in links):
+        return MEANINGS["NoSuchKey"], ""
     text = unknown or f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     return Meaning(text), ""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
+
 import aiohttp
 import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, IncompleteReadError
@@ -114,3 +117,17 @@ def test_whoever_wraps_an_error_keeps_that_it_may_pass() -> None:
 
 def test_the_table_knows_every_status_of_a_head_request() -> None:
     assert {"404", "403", "401", "412", "416", "429"} <= MEANINGS.keys()
+
+
+@pytest.mark.parametrize("ask", [storage.info, storage.exists, storage.read_bytes, storage.list_names])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_web_server_that_is_not_there_cannot_be_reached_rather_than_does_not_hold_the_file(
+    scheme: str, ask: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_STORE_PATIENCE", "0")
+    with socket.socket() as probe:  # bound and not listening: nobody else gets the port
+        probe.bind(("127.0.0.1", 0))
+        with pytest.raises(StorageError, match="does not answer; check the URL's host") as caught:
+            ask(f"{scheme}://127.0.0.1:{probe.getsockname()[1]}/model.pt")
+    assert caught.value.transient
+    assert caught.value.kind == "unreachable"
