@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 from app import storage
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.export import export_images
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.index import rebuild_index
+from app.data.prepare.merge import mend_dataset, merge_datasets
 from app.data.prepare.orl import prepare_orl
 from app.data.prepare.pairs import draw_dataset_pairs, draw_folder_pairs, prepare_pairs
 from app.data.prepare.photograph import FITS
@@ -51,6 +53,10 @@ def _prepare(options: argparse.Namespace) -> str:
         return _prepare_folder(options)
     if options.kind == "pairs":
         return _prepare_pairs(options)
+    if options.kind == "merge":
+        return merge_datasets(options.data, options.output, options.people)
+    if options.kind == "mend":
+        return mend_dataset(options.data, options.output)
     if options.kind == "export":
         return export_images(options.data, options.output)
     if options.kind == "shuffle":
@@ -152,9 +158,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     pairs.add_argument("--seed", type=int, default=0, help="of the draw")
     _add_face_options(pairs)
+    _add_tools(kind, data, output)
+    return parser.parse_args(arguments)
+
+
+def _add_tools(kind: Callable[..., argparse.ArgumentParser], data: tuple[str, str], output: tuple[str, str]) -> None:
+    """What looks after datasets that are there."""
     check = kind("check", "statistics and integrity of a dataset", data)
     check.add_argument("--no-decode", action="store_true", help="leave the images undecoded")
     kind("index", "make train.idx again from train.rec", data)
+    merge = kind("merge", "one dataset of several", output)
+    merge.add_argument("--data", action="append", required=True, help="URL of a dataset; once for each")
+    merge.add_argument(
+        "--people", choices=("separate", "shared"), default="separate", help="shared: people of one name are one"
+    )
+    kind("mend", "what is sound of a dataset, with a header that is true", data, output)
     kind("export", "records back to images, a folder a person", data, output)
     shuffle = kind("shuffle", "the same records in a random order", data, output)
     shuffle.add_argument("--seed", type=int, default=0)
@@ -167,7 +185,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     sheet = kind("sheet", "a picture of samples", data, ("--output", "URL of the PNG file"))
     sheet.add_argument("--count", type=int, default=50)
     sheet.add_argument("--start", type=int, default=0, help="position of the first")
-    return parser.parse_args(arguments)
 
 
 def _add_face_options(command: argparse.ArgumentParser) -> None:

@@ -90,7 +90,9 @@ _NO_FOLDER = Meaning("a part of this path is a file, not a folder; correct the p
 _NO_RIGHTS = Meaning("this user may not; check the rights of the file and its folder", kind="denied")
 
 # Exceptions of drivers, by the name of their class (or of a base): these libraries need not be installed.
-_CONNECTION = Meaning("the store does not answer; check the URL's host, or AWS_ENDPOINT_URL", transient=True, kind="unreachable")
+_CONNECTION = Meaning(
+    "the store does not answer; check the URL's host, or AWS_ENDPOINT_URL", transient=True, kind="unreachable"
+)
 _BROKEN = Meaning("the connection to the store broke off", transient=True)
 _SLOW = Meaning("the store did not answer in time", transient=True)
 _CLASSES: dict[str, Meaning] = {

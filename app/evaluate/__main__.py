@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 
 import numpy as np
 
 from app import storage
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, resize
+from app.data.prepare.photograph import ENDINGS, ending
 from app.data.prepare.tools import read_all
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
-from app.errors import run_main
+from app.errors import AppError, run_main
 from app.evaluate import flops, identification, ijb
 from app.evaluate.face_model import FaceModel
 from app.evaluate.model_source import OpenedModel, open_model
@@ -21,6 +23,10 @@ from app.evaluate.report_figure import draw_roc
 from app.observe.progress import Progress
 from app.parsing import dump_json
 from app.world import join_world
+
+
+class EvaluateError(AppError):
+    """What was asked for makes no sense; says what to give."""
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +89,38 @@ def format_fars(name: str, result: dict[str, float]) -> str:
 
 
 def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
-    """Write the embeddings of a dataset: an .npz with ``embeddings`` [N, D], ``labels`` [N], ``positions`` [N]."""
+    """Write embeddings as .npz: of a dataset, or of pictures."""
+    if bool(options.data) == bool(options.images):
+        raise EvaluateError("embed: give --data DATASET, or --images with a folder or pictures")
+    if options.data and (options.flip or options.align != "none"):
+        raise EvaluateError("embed: --flip and --align are for --images; a dataset's images are taken as they are")
+    if options.data:
+        _embed_dataset(model, options)
+    else:
+        _embed_pictures(FaceModel(model, options.align), options)
+
+
+def _embed_pictures(model: FaceModel, options: argparse.Namespace) -> None:
+    """``embeddings`` [N, D] of unit length, and ``names`` [N]: below the folder, or as they were given."""
+    names: list[str] = []
+    rows = []
+    for url in options.images:
+        if ending(url) in ENDINGS:
+            found, embeddings = [url], model.embed(url, flip=options.flip)
+        else:
+            found, embeddings, left_out = model.embed_folder(url, flip=options.flip, batch_size=options.batch_size)
+            for name, reason in left_out:
+                print(f"left out: {name}: {reason}", file=sys.stderr)
+        names += found
+        rows.append(embeddings)
+    buffer = io.BytesIO()
+    np.savez(buffer, embeddings=np.concatenate(rows), names=np.array(names))
+    storage.write_bytes(options.output, buffer.getvalue())
+    print(f"{storage.redact(options.output)}: {len(names)} embeddings of {rows[0].shape[1]} numbers")
+
+
+def _embed_dataset(model: OpenedModel, options: argparse.Namespace) -> None:
+    """``embeddings`` [N, D] as the model gives them, ``labels`` [N], ``positions`` [N]."""
     images, labels, positions, embeddings = [], [], [], []
     dataset = open_dataset(options.data)
     for position, header, encoded, problem in read_all(dataset):
@@ -102,8 +139,8 @@ def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
 
 
 def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
-    """Print the cosine between two aligned photographs."""
-    cosine = FaceModel(model).similarity(*options.images)
+    """Print the cosine between two photographs."""
+    cosine = FaceModel(model, options.align).similarity(*options.images)
     print(f"cosine {cosine:.4f}, squared distance {max(0.0, 2 - 2 * cosine):.4f}")
 
 
@@ -114,18 +151,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     tools.add_parser("flops", help="multiply-adds and parameters of every backbone")
     for name, text in (
         ("ijb", "IJB-B or IJB-C, 1:1 and 1:N; under torchrun on several devices"),
-        ("embed", "embeddings of a dataset as .npz"),
-        ("similarity", "of two aligned photographs"),
+        ("embed", "embeddings of a dataset, of a folder of pictures or of pictures, as .npz"),
+        ("similarity", "of two photographs"),
     ):
         tool = tools.add_parser(name, help=text, description=text)
         tool.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
         tool.add_argument("--backbone", default="", help="of a bare state dict")
         tool.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
         tool.add_argument("--batch-size", type=int, default=64)
+        if name != "ijb":
+            tool.add_argument(
+                "--align",
+                choices=("none", "detector"),
+                default="none",
+                help="detector: find and align the largest face (extra [detect]); none: pictures are aligned faces",
+            )
         if name == "similarity":
             tool.add_argument("images", nargs=2, help="URLs")
             continue
-        tool.add_argument("--data", required=True, help="URL of the set's folder")
+        tool.add_argument("--data", default="", required=name == "ijb", help="URL of the set's folder")
+        if name == "embed":
+            tool.add_argument("--images", nargs="+", default=[], help="URLs of folders or pictures instead")
+            tool.add_argument("--flip", action="store_true", help="of pictures: add the mirrored picture's embedding")
         tool.add_argument("--output", default="", required=name == "embed", help="URL to write to")
         if name == "ijb":
             tool.add_argument("--set", choices=("ijbb", "ijbc"), default="ijbc")

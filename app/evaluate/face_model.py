@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app import storage
-from app.data.prepare.photograph import PhotographError, fit_square, open_photograph
+from app.data.prepare.alignment import align_face
+from app.data.prepare.folder import Align, FaceOptions
+from app.data.prepare.photograph import (
+    ENDINGS,
+    PhotographError,
+    ending,
+    fit_square,
+    is_system_file,
+    open_photograph,
+)
+from app.data.prepare.source import Source
 from app.device import Device, detect_device
 from app.evaluate.model_source import OpenedModel, open_model
 
@@ -25,13 +36,15 @@ class FaceModel:
     ``about`` is what is known of the model; ``image_size`` the pixels of the square that it sees.
     """
 
-    def __init__(self, opened: OpenedModel) -> None:
+    def __init__(self, opened: OpenedModel, align: Align = "none") -> None:
         self._embed, self.image_size, self.about = opened.embed, opened.image_size, dict[str, Any](opened.about)
+        self._finder = FaceOptions(align=align).find_faces()
 
     def embed(self, pictures: Picture | Iterable[Picture], *, flip: bool = False, batch_size: int = 64) -> Any:
         """Embeddings of unit length, float32 [N, D]; the cosine of two faces is the product of their rows.
 
-        A picture that is not a square is padded; it is turned as its EXIF says. Align faces as in training.
+        A picture that is not a square is padded; it is turned as its EXIF says. Faces must be aligned as in training:
+        they are, or the model was opened with ``align="detector"``.
 
         Args:
             pictures: one picture or many; see ``Picture``. An array [N, H, W, 3] is N pictures.
@@ -45,7 +58,7 @@ class FaceModel:
         rows: list[NDArray[np.float32]] = []
         batch: list[NDArray[np.uint8]] = []
         for number, picture in enumerate(_listed(pictures)):
-            batch.append(self._pixels(picture, number))
+            batch.append(self._pixels(picture, f"picture {number}"))
             if len(batch) == batch_size:
                 rows.append(self._embed_batch(batch, flip))
                 batch = []
@@ -54,6 +67,46 @@ class FaceModel:
         if not rows:
             raise PhotographError("no picture", "embed was given none")
         return np.concatenate(rows)
+
+    def embed_folder(
+        self, url: str | os.PathLike[str], *, flip: bool = False, batch_size: int = 64
+    ) -> tuple[list[str], NDArray[np.float32], list[tuple[str, str]]]:
+        """Embeddings of all pictures at any depth below a folder.
+
+        Returns:
+            Their names below the folder, their embeddings (see ``embed``), and the files that were left out, each with
+            the reason.
+
+        Raises:
+            PhotographError: no picture is left.
+            StorageError: the folder is not there.
+        """
+        source = Source(os.fspath(url))
+        files = [file.name for file in source.files if ending(file.name) in ENDINGS and not is_system_file(file.name)]
+
+        def load(name: str) -> NDArray[np.uint8] | str:
+            try:
+                return self._pixels(source.read(name), name)
+            except (PhotographError, storage.StorageError) as error:
+                if error.transient:
+                    raise
+                return str(error).removeprefix(f"{storage.redact(name)}: ")
+
+        names: list[str] = []
+        rows: list[NDArray[np.float32]] = []
+        left_out: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(8) as pool:
+            for start in range(0, len(files), batch_size):
+                part = files[start : start + batch_size]
+                loaded = list(zip(part, pool.map(load, part), strict=True))
+                left_out += [(name, pixels) for name, pixels in loaded if isinstance(pixels, str)]
+                if batch := [pixels for _, pixels in loaded if not isinstance(pixels, str)]:
+                    names += [name for name, pixels in loaded if not isinstance(pixels, str)]
+                    rows.append(self._embed_batch(batch, flip))
+        if not rows:
+            first = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
+            raise PhotographError("no picture", f"{storage.redact(os.fspath(url))}: none could be taken{first}")
+        return names, np.concatenate(rows), left_out
 
     def similarity(self, first: Picture, second: Picture) -> float:
         """Cosine between two faces, in [-1, 1]; the squared distance of verification is 2 - 2 cosine."""
@@ -68,8 +121,7 @@ class FaceModel:
         norms = np.linalg.norm(raw, axis=1, keepdims=True)
         return np.asarray(raw / np.maximum(norms, 1e-12), dtype=np.float32)
 
-    def _pixels(self, picture: Picture, number: int) -> NDArray[np.uint8]:
-        name = f"picture {number}"
+    def _pixels(self, picture: Picture, name: str) -> NDArray[np.uint8]:
         if isinstance(picture, str | os.PathLike):
             name = os.fspath(picture)
             picture = storage.read_bytes(name)
@@ -82,7 +134,13 @@ class FaceModel:
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 raise PhotographError(name, f"expected RGB uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
             picture = Image.fromarray(picture)
-        return np.asarray(fit_square(picture.convert("RGB"), self.image_size))
+        picture = picture.convert("RGB")
+        if self._finder is None:
+            return np.asarray(fit_square(picture, self.image_size))
+        try:
+            return np.asarray(align_face(picture, self._finder.choose("", picture, "largest"), self.image_size))
+        except PhotographError as error:
+            raise PhotographError(f"{storage.redact(name)}: {error.reason}", error.detail) from error
 
 
 def load_model(
@@ -91,6 +149,7 @@ def load_model(
     backbone: str = "",
     embedding_size: int = 512,
     precision: str = "fp32",
+    align: Align = "none",
     device: Device | None = None,
 ) -> FaceModel:
     """Open a model: a run folder, its ``/checkpoints``, a ``.pt``, ``.pth`` or ``.onnx``, at any URL.
@@ -99,13 +158,14 @@ def load_model(
         url: of the model.
         backbone, embedding_size: of a bare state dict, which does not tell.
         precision: fp32, bf16 or fp16.
+        align: ``detector`` finds the largest face of each picture and aligns it (extra [detect]).
         device: the one that is found, when left out.
 
     Raises:
         AppError: there is no such model, or it is damaged; says what to do.
     """
     options: dict[str, Any] = {"backbone": backbone, "embedding_size": embedding_size, "precision": precision}
-    return FaceModel(open_model(os.fspath(url), device or detect_device(), **options))
+    return FaceModel(open_model(os.fspath(url), device or detect_device(), **options), align)
 
 
 def _listed(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:

@@ -11,8 +11,14 @@ import torch
 from PIL import Image
 
 from app.backbones.registry import build_backbone
+from app.data.decode import decode_image
+from app.data.prepare.alignment import align_face
+from app.data.prepare.detection import shared_detector
+from app.data.prepare.orl import load_faces
 from app.data.prepare.photograph import PhotographError
+from app.errors import AppError
 from app.evaluate import FaceModel, load_model
+from app.evaluate.__main__ import main
 from app.storage import StorageError
 
 
@@ -72,3 +78,54 @@ def test_what_is_no_picture_is_named(model: FaceModel, tmp_path: Path) -> None:
         model.embed([pixels(1), np.zeros((4, 4))])  # type: ignore[list-item]
     with pytest.raises(PhotographError, match="embed was given none"):
         model.embed([])
+
+
+def test_a_folder_is_embedded_by_command_from_a_path_and_a_url(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: FaceModel
+) -> None:
+    torch.manual_seed(0)
+    torch.save(build_backbone("r10_small", embedding_size=64, image_size=112).state_dict(), tmp_path / "m.pt")
+    options = ["--model", str(tmp_path / "m.pt"), "--backbone", "r10_small", "--embedding-size", "64"]
+    photos = tmp_path / "photos"
+    (photos / "Li Wei" / "2020").mkdir(parents=True)
+    for name, seed in (("a.PNG", 1), ("Li Wei/b.png", 2), ("Li Wei/2020/c.png", 3)):
+        Image.fromarray(pixels(seed)).save(photos / name, "PNG")
+    for name, data in (("bad.jpg", b"\xff\xd8 no"), ("empty.png", b""), ("notes.txt", b"no"), ("._a.PNG", b"no")):
+        (photos / name).write_bytes(data)
+    one, output = f"file://{photos}/a.PNG", ["--output", f"file://{tmp_path}/e.npz"]
+    assert main(["embed", *options, "--images", str(photos), one, "--batch-size", "2", *output]) == 0
+    said = capsys.readouterr()
+    assert "4 embeddings of 64 numbers" in said.out
+    lines = said.err.splitlines()
+    assert [line.split(": ")[:3] for line in lines] == [
+        ["left out", "bad.jpg", "unreadable"],
+        ["left out", "empty.png", "unreadable"],
+    ]
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as saved:
+        assert saved["names"].tolist() == ["Li Wei/2020/c.png", "Li Wei/b.png", "a.PNG", one]
+        assert np.allclose(saved["embeddings"], model.embed([pixels(seed) for seed in (3, 2, 1, 1)]), atol=1e-5)
+    (tmp_path / "none" / "x").mkdir(parents=True)
+    for folder, message in (("none", "no picture: .*none: none could be taken"), ("absent", "absent.*does not exist")):
+        with pytest.raises(AppError, match=message):
+            main(["embed", *options, "--images", str(tmp_path / folder), "--output", str(tmp_path / "x.npz")])
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_faces_are_aligned_on_demand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(build_backbone("r10_small", embedding_size=64, image_size=112).state_dict(), tmp_path / "m.pt")
+    plain, aligning = (
+        load_model(tmp_path / "m.pt", backbone="r10_small", embedding_size=64, align=align)
+        for align in ("none", "detector")
+    )
+    face = Image.fromarray(decode_image(load_faces()[0][0])).resize((92, 112))
+    photo = Image.new("RGB", (400, 300), (120, 120, 120))
+    photo.paste(face.resize((138, 168)), (40, 60))
+    expected = align_face(photo, shared_detector().faces(photo)[0])
+    assert np.allclose(aligning.embed(photo), plain.embed(expected), atol=1e-5)
+    # The same face elsewhere in the picture is the same to one, and not to the other.
+    moved = Image.new("RGB", (400, 300), (120, 120, 120))
+    moved.paste(face.resize((138, 168)), (200, 100))
+    assert 1 - aligning.similarity(photo, moved) < 0.5 * (1 - plain.similarity(photo, moved))
+    with pytest.raises(PhotographError, match=r"picture 1: without a face: none found"):
+        aligning.embed([photo, pixels(7, 112, 112)])

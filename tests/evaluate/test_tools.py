@@ -12,6 +12,7 @@ from app import storage
 from app.backbones.registry import build_backbone
 from app.data.decode import encode_jpeg
 from app.data.recordio import RecordError
+from app.errors import AppError
 from app.evaluate import alignment, flops, ijb
 from app.evaluate.__main__ import main
 from tests.jobs import write_faces
@@ -117,6 +118,11 @@ def test_the_tools_run_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     saved = np.load(tmp_path / "e.npz")
     assert saved["embeddings"].shape == (15, 32)
     assert saved["labels"].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    with pytest.raises(AppError, match="--data DATASET, or --images"):
+        main(["embed", *model, "--output", str(tmp_path / "x.npz")])
+    with pytest.raises(AppError, match="--flip and --align are for --images"):
+        main(["embed", *model, "--data", str(tmp_path / "set"), "--output", str(tmp_path / "x.npz"), "--flip"])
+    assert not (tmp_path / "x.npz").exists()
     face = tmp_path / "ijb" / "loose_crop" / "0.jpg"
     capsys.readouterr()
     assert main(["similarity", *model, str(face), str(face)]) == 0

@@ -49,8 +49,8 @@ def shuffle_dataset(url: str, output: str, seed: int) -> str:
                     writer.write(key, data)
                 bucket.unlink()
     if dataset.num_classes:
-        storage.write_bytes(storage.join(output, "property"), _property(dataset, dataset.num_classes))
-    if names := _people(url):
+        storage.write_bytes(storage.join(output, "property"), property_of(dataset, dataset.num_classes))
+    if names := read_people(url):
         storage.write_bytes(storage.join(output, "people.json"), dump_people(names))
     return f"{len(order)} records in the order of seed {seed}"
 
@@ -59,7 +59,7 @@ def _deal_out(dataset: Dataset, place: NDArray[np.int64], rows: int, buckets: Se
     """Append each record, with its place and size as two int64, to the bucket of its place."""
     with ExitStack() as stack:
         files = [stack.enter_context(bucket.open("wb")) for bucket in buckets]
-        for position, header, image in _sound_records(dataset):
+        for position, header, image in sound_records(dataset):
             data, target = pack_image(header, image), int(place[position])
             files[target // rows].write(np.array([target, len(data)], dtype="<i8").tobytes() + data)
 
@@ -92,9 +92,9 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
     """
     dataset = open_dataset(url)
     labels = np.empty(len(dataset), dtype=np.int64)
-    for position, header, _ in _sound_records(dataset):
-        labels[position] = _class_of(dataset, position, header)
-    known, names = np.unique(labels), _people(url)
+    for position, header, _ in sound_records(dataset):
+        labels[position] = class_at(dataset, position, header)
+    known, names = np.unique(labels), read_people(url)
     if not 0 < people < len(known):
         raise PrepareError(f"--people must be 1..{len(known) - 1}, got {people}")
     held_out = np.random.default_rng(seed).permutation(known)[:people]
@@ -111,7 +111,7 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
         grouped = positions[np.argsort(labels[positions], kind="stable")]
         with RecordWriter(storage.join(output, name, "train.rec")) as writer:
             write_identity_layout(writer, np.searchsorted(members, labels[grouped]).tolist(), _images(dataset, grouped))
-        storage.write_bytes(storage.join(output, name, "property"), _property(dataset, len(members)))
+        storage.write_bytes(storage.join(output, name, "property"), property_of(dataset, len(members)))
         if len(names) > int(known[-1]):
             chosen = [names[int(member)] for member in members]
             storage.write_bytes(storage.join(output, name, "people.json"), dump_people(chosen))
@@ -124,14 +124,14 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
     )
 
 
-def _property(dataset: Dataset, num_classes: int) -> bytes:
+def property_of(dataset: Dataset, num_classes: int) -> bytes:
     """The file ``property``, ``classes,height,width``, with the size of the dataset's first image."""
-    _, _, data = next(_sound_records(dataset))
+    _, _, data = next(sound_records(dataset))
     height, width, _ = decode_image(data).shape
     return f"{num_classes},{height},{width}".encode()
 
 
-def _people(url: str) -> list[str]:
+def read_people(url: str) -> list[str]:
     """Names in class order, where the dataset has them."""
     place = storage.join(url, "people.json")
     if not storage.exists(place):
@@ -145,7 +145,8 @@ def _people(url: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def _class_of(dataset: Dataset, position: int, header: ImageHeader) -> int:
+def class_at(dataset: Dataset, position: int, header: ImageHeader) -> int:
+    """The class of an image; an error names the record."""
     try:
         return class_of(header)
     except RecordError as error:
@@ -158,7 +159,8 @@ def _images(dataset: Dataset, positions: NDArray[np.int64]) -> Iterator[bytes]:
         yield reader.parse(position, record)[1]
 
 
-def _sound_records(dataset: Dataset) -> Iterator[tuple[int, ImageHeader, bytes]]:
+def sound_records(dataset: Dataset) -> Iterator[tuple[int, ImageHeader, bytes]]:
+    """Position, header and image bytes of every record; the first damaged one is an error."""
     for position, header, image, problem in read_all(dataset):
         if header is None:
             raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
