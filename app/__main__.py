@@ -71,5 +71,15 @@ def selfcheck() -> None:
     run_main(main, ["selfcheck", *sys.argv[1:]])
 
 
+def export() -> None:
+    """The console script ``arcface-export``."""
+    run_main(main, ["export", *sys.argv[1:]])
+
+
+def plan() -> None:
+    """The console script ``arcface-plan``."""
+    run_main(main, ["plan", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
     start()
