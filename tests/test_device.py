@@ -114,7 +114,7 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> NpuStub:
 def test_the_npu_is_preferred_and_set_to_the_local_rank(npu: NpuStub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     device = detect_device()
-    assert (device.kind, device.torch_device, device.backend) == ("npu", "npu:1", "cpu:gloo,npu:hccl")
+    assert (device.kind, str(device.torch_device), device.backend) == ("npu", "npu:1", "cpu:gloo,npu:hccl")
     assert npu.calls == [("set_device", 1)]
     device.synchronize()
     assert npu.calls[-1] == ("synchronize",)

@@ -30,8 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "orl"
 
 
-def units(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    found: np.ndarray = values / np.linalg.norm(values, axis=1, keepdims=True)  # type: ignore[type-arg]
+def units(values: np.ndarray) -> np.ndarray:
+    found: np.ndarray = values / np.linalg.norm(values, axis=1, keepdims=True)
     return found
 
 

@@ -79,7 +79,7 @@ def test_sound_weights_are_not_called_something_else() -> None:
     data = saved({"a": torch.zeros(3)})
     assert describe_kind(data) == ""
     assert list(parse_weights("x.pt", data)) == ["a"]
-    assert describe_kind(np.float32([1, 2]).tobytes()) == ""
+    assert describe_kind(np.array([1, 2], dtype=np.float32).tobytes()) == ""
 
 
 @given(st.binary(max_size=200))

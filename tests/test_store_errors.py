@@ -18,7 +18,7 @@ from app.store_errors import MEANINGS, explain
 
 def answer(code: str, status: int, message: str = "") -> Exception:
     error = ClientError(
-        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},  # type: ignore[typeddict-item]
+        {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}},
         "GetObject",
     )
     translated: Exception = translate_boto_error(error)

@@ -112,7 +112,8 @@ def test_resume_never_begins_anew_and_goes_on_from_its_own(bucket_url: str) -> N
     assert anew.load_latest((0, CLASSES)) is None
     anew.save(state(3))
     # A restart of that job, with the same options, and later a start without them.
-    for options in ({"resume": "never", "owner": "another job"}, {"owner": "third"}):
+    starts: list[dict[str, Any]] = [{"resume": "never", "owner": "another job"}, {"owner": "third"}]
+    for options in starts:
         loaded = manager(bucket_url, **options).load_latest((0, CLASSES))
         assert loaded is not None
         assert loaded.step == 3

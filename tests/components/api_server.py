@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "POST":
                 self._post(url.path, dry_run="dryRun" in query, body=body)
             elif self.command == "PUT":
-                self.state.put(url.path.removesuffix("/status"), body)
+                self.state.put(url.path.removesuffix("/status"), body or {})
                 self._answer(200, body)
             elif self.command == "DELETE":
                 self._delete(url.path)

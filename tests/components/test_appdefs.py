@@ -29,7 +29,7 @@ from torchx_plugins.schedulers.elastic_kubernetes import create_scheduler
 
 FILE = str(ROOT / "components.py")
 GOLDEN = Path(__file__).parent / "golden"
-MODULE = types.SimpleNamespace(__file__=FILE)
+MODULE: Any = types.SimpleNamespace(__file__=FILE)
 IMAGE = "registry.example/arcface:1.0"
 
 

@@ -15,11 +15,18 @@ from torchx_plugins.schedulers import local_interpreter
 from torchx_plugins.schedulers._pods import check_places
 from torchx_plugins.schedulers.elastic_kubernetes import ClusterError, create_scheduler
 
-OPTIONS = {"queue": "q", "namespace": "faces", "validate_spec": False, "reserved_millicpu": 0, "reserved_memmb": 0}
+OPTIONS: dict[str, Any] = {
+    "queue": "q",
+    "namespace": "faces",
+    "validate_spec": False,
+    "reserved_millicpu": 0,
+    "reserved_memmb": 0,
+}
 
 
 def pods(app: AppDef, **options: Any) -> list[Any]:
-    request = create_scheduler("test").submit_dryrun(app, {**OPTIONS, **options}).request
+    given: Any = {**OPTIONS, **options}  # a dict, as TorchX's runner hands it over
+    request = create_scheduler("test").submit_dryrun(app, given).request
     return [task["template"].spec for task in request.resource["spec"]["tasks"]]
 
 

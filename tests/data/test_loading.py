@@ -27,7 +27,7 @@ CLASSES, PER_CLASS, SIZE = 6, 8, 16
 
 def write_dataset(folder: str, *, bad: set[int] = frozenset(), side: int = SIZE) -> None:  # type: ignore[assignment]
     generator = np.random.default_rng(0)
-    images = []
+    images: list[tuple[int, bytes]] = []
     for label in range(CLASSES):
         for _ in range(PER_CLASS):
             image = encode_jpeg(generator.integers(0, 255, (side, side, 3), dtype=np.uint8))

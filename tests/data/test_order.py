@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.data.order import SampleOrder, expected_pairs, make_order
+from app.data.source import Source
 from app.data.window import WindowStream
 from app.training.plan import ElasticPlan
 
@@ -110,7 +112,11 @@ def test_processes_and_stops_do_not_enter_the_order(order: SampleOrder, batch: i
         world = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8) if n <= order.logical_workers]))
         shares = [ElasticPlan(order.logical_workers, world).share(rank) for rank in range(world)]
         with ThreadPoolExecutor(2) as pool:
-            streams = [WindowStream(_Numbers(), order, 0, w, pool, step * batch) for share in shares for w in share]
+            streams = [
+                WindowStream(cast(Source, _Numbers()), order, 0, w, pool, step * batch)
+                for share in shares
+                for w in share
+            ]
             for now in range(step, stop):
                 read = [stream.read(now * batch, (now + 1) * batch) for stream in streams]
                 assert [positions.tolist() for positions, _ in read] == [part.tolist() for part in whole[now]]
@@ -139,8 +145,8 @@ def test_memory_stays_below_one_and_a_half_windows_and_every_record_is_fetched_o
     class Now:
         """A pool that does all it may at once: the worst case for memory."""
 
-        def submit(self, function: Callable[..., None], *arguments: object) -> Future[None]:
-            future: Future[None] = Future()
+        def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+            future: Future[Any] = Future()
             future.set_result(function(*arguments))
             return future
 

@@ -83,7 +83,7 @@ def test_five_points_from_sixty_eight() -> None:
     st.lists(st.integers(0, 12), min_size=1, max_size=40),
 )
 def test_tar_without_a_curve_is_that_of_the_curve(genuine: list[int], impostor: list[int]) -> None:
-    scores = np.array([*genuine, *impostor], dtype=np.float32) / 8
+    scores = np.array([*genuine, *impostor], dtype=np.float32) / np.float32(8)
     issame = np.array([True] * len(genuine) + [False] * len(impostor))
     far, tar = roc_curve(-scores.astype(np.float64), issame)
     expected = {
@@ -163,7 +163,7 @@ def test_the_protocol_names_templates(tmp_path: Path) -> None:
         identification.identify_templates(np.arange(1, 6), templates[:5], galleries, probes)
 
 
-def share(rank: int, world: int, url: str) -> np.ndarray:  # type: ignore[type-arg]
+def share(rank: int, world: int, url: str) -> np.ndarray:
     from app.device import detect_device
     from app.world import World
 

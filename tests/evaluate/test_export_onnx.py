@@ -26,5 +26,6 @@ def test_embeddings_are_those_of_pytorch_for_any_batch(tmp_path: Path, name: str
         (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
             expected = model.eval()(images).numpy()
+        assert isinstance(found, np.ndarray)
         assert found.shape == (batch, 512)
         assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,14 @@ def test_every_form_of_a_picture_is_the_same_face(model: FaceModel, tmp_path: Pa
     image.save(tmp_path / "a.png")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    forms = [array, image, tmp_path / "a.png", str(tmp_path / "a.png"), f"file://{tmp_path}/a.png", buffer.getvalue()]
+    forms: list[Any] = [
+        array,
+        image,
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        f"file://{tmp_path}/a.png",
+        buffer.getvalue(),
+    ]
     together = model.embed([*forms, other])
     assert together.shape == (7, 64)
     assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)

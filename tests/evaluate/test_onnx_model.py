@@ -97,7 +97,7 @@ def test_arithmetic_that_meets_another_branch_is_not_normalisation() -> None:
         helper.make_node("Add", ["a", "data"], ["out"]),
     ]
     value = helper.make_tensor_value_info("data", TensorProto.FLOAT, [1, 3, 4, 4])
-    graph = helper.make_graph(nodes, "g", [value], [], [numpy_helper.from_array(np.float32(3), "c")])
+    graph = helper.make_graph(nodes, "g", [value], [], [numpy_helper.from_array(np.array(3, dtype=np.float32), "c")])
     form = input_form(helper.make_model(graph), "data", [1, 3, 4, 4], "x")
     assert (form.mean, form.scale) == (127.5, 127.5)
 

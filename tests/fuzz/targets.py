@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,10 +120,11 @@ def _sets(jpeg: bytes) -> list[bytes]:
 def _images() -> list[bytes]:
     noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
     found = []
-    for form, options in [
+    formats: list[tuple[str, dict[str, Any]]] = [
         *(("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("BMP", {}), ("GIF", {}), ("WEBP", {})),
         *(("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"}), ("PPM", {})),
-    ]:
+    ]
+    for form, options in formats:
         buffer = io.BytesIO()
         Image.fromarray(noise).save(buffer, form, **options)
         found.append(buffer.getvalue())

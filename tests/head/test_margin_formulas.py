@@ -15,7 +15,7 @@ THETA = np.linspace(0.3, 1.8, 16)
 NORMS = np.linspace(5.0, 60.0, 16)
 
 
-def given(values: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+def given(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values).float()
 
 

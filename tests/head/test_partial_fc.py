@@ -58,7 +58,7 @@ def make(case: Case, workers: int, **options: Any) -> tuple[PartialFC, CentreOpt
     head = PartialFC(config, HeadShape(case.size, case.classes, workers, SEED, **options))
     start(head, case)
     weight_decay = {"weight_decay": 0.01, "update": case.update, "momentum_dtype": momentum_dtype}
-    return head, CentreOptimizer(head, case.optimizer, **weight_decay)  # type: ignore[arg-type]
+    return head, CentreOptimizer(head, case.optimizer, **weight_decay)
 
 
 def train(
@@ -111,7 +111,7 @@ def compare(case: Case, ranks: list[Any], workers: int, tolerance: float) -> Non
     for step, (loss, gradient) in enumerate(oracle.steps):
         for result, _, _ in ranks:
             same(f"loss {step}", result[step][0], loss)
-        same(f"gradient {step}", sum(result[step][1] for result, _, _ in ranks), gradient)  # type: ignore[arg-type]
+        same(f"gradient {step}", sum(result[step][1] for result, _, _ in ranks), gradient)
     same("centres", torch.cat([centres for _, centres, _ in ranks]), oracle.centres)
     for key, value in oracle.state.items():
         found = torch.cat([state["momentum" if key == "momentum_buffer" else key] for _, _, state in ranks])

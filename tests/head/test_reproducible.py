@@ -55,7 +55,7 @@ def joined(ranks: list[Any]) -> list[Tensor]:
     """Everything that all ranks know together, in an order that does not depend on how many there are."""
     steps = [sum(rank[0][step][part] for rank in ranks) for step in range(STEPS) for part in (0, 1)]
     states = [torch.cat([rank[2][key] for rank in ranks]) for key in sorted(ranks[0][2])]
-    return [*steps, torch.cat([rank[1] for rank in ranks]), *states]  # type: ignore[list-item]
+    return [*steps, torch.cat([rank[1] for rank in ranks]), *states]
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,7 @@ def test_sum_is_what_insightfaces_loop_computes(clip: float) -> None:
     case = Case(classes=CLASSES)
     optim = trainer.recipe.optim
     learning = [p for p in backbone.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        [{"params": learning}, {"params": [centres]}], lr=0.05, momentum=0.9, weight_decay=optim.weight_decay
-    )
+    optimizer = torch.optim.SGD([*learning, centres], lr=0.05, momentum=0.9, weight_decay=optim.weight_decay)
     losses = []
     for batch in batches(trainer):
         images = normalise_(batch.images.float())
