@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,40 @@ def test_only_the_device_file_calls_an_accelerator() -> None:
     calls = re.compile(r"\btorch\.(cuda|npu)\.\w|\.(cuda|npu)\(")
     app = [path for path in FILES if path.relative_to(ROOT).parts[0] == "app"]
     assert [path.name for path in app if calls.search(path.read_text())] == ["device.py"]
+
+
+def test_every_dependency_is_imported_by_the_app() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=!\[ ]", line)[0] for line in wanted}
+    modules = {name: {"pillow": "PIL", "prometheus-client": "prometheus_client"}.get(name, name) for name in names}
+    modules["s3fs"] = "fsspec"  # which loads it for s3://
+    text = "\n".join(path.read_text() for path in FILES if path.relative_to(ROOT).parts[0] == "app")
+    unused = [
+        name
+        for name, module in modules.items()
+        if not re.search(rf"^\s*(from|import) (torch.utils.)?{module}\b", text, re.M)
+    ]
+    assert unused == []
+
+
+def test_the_papers_are_there() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata["license"] == "Apache-2.0"
+    for name in ("CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", ".editorconfig", ".pre-commit-config.yaml"):
+        assert (ROOT / name).stat().st_size > 100, name
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for subject in (
+        "backbone",
+        "margin",
+        "source of data",
+        "hardware profile",
+        "quirk of a store",
+        "scheduler",
+        "metric",
+    ):
+        assert f"### A {subject}" in page, subject
+    assert "## How a release is made" in page
 
 
 def test_one_version() -> None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from app.elastic.launch import LaunchError, local_address, parse, threads_of, torchrun_command, wait_for_name
+from app.elastic.launch import (
+    LaunchError,
+    check_node,
+    local_address,
+    parse,
+    threads_of,
+    torchrun_command,
+    wait_for_name,
+)
+from app.storage import StorageError
 from tests.jobs import environment, torchx
 
 OPTIONS = ["--nnodes", "2:4", "--nproc-per-node", "8", "--rdzv-id", "job", "--rdzv-host-env", "HOST"]
@@ -29,6 +39,16 @@ def test_the_command_hands_the_apps_arguments_on_as_they_are(monkeypatch: pytest
     assert command[command.index("--nnodes") + 1] == "2:4"
     assert command[command.index("--rdzv-backend") + 1] == "arcface"
     assert "--local-addr" not in command
+
+
+@pytest.mark.parametrize(
+    "spelling", [["--output.url", "{}"], ["--output.url={}"], ["--output.url", "s3://other", "--output.url={}"]]
+)
+def test_the_node_check_finds_the_output_in_every_spelling(spelling: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    words = [word.format(tmp_path / "file" / "runs") for word in spelling]
+    with pytest.raises(StorageError, match="file/runs"):
+        check_node(1, ["--recipe", "orl", *words])
 
 
 def test_a_rendezvous_host_without_address_is_told() -> None:
