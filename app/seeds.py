@@ -1,7 +1,8 @@
-"""Named streams of random numbers: every draw of a run comes from (seed, name, numbers), and no two streams coincide.
+"""Named streams of random numbers: the draws of a run come from (seed, name, numbers), and no two streams coincide.
 
 The name is part of the key, so two purposes that count alike (epoch 3 of the blocks, step 3 of the class sampling)
 still draw independently. SHA-256 keeps streams apart whatever the numbers are; a sum or product of them would not.
+Only the backbone's first weights are drawn from the seed itself, by torch.
 """
 
 from __future__ import annotations

@@ -29,6 +29,17 @@ def test_every_purpose_has_a_stream_of_its_own() -> None:
     assert [name for name, count in Counter(found).items() if count > 1] == []
 
 
+def test_whoever_draws_from_a_seed_of_the_user_names_a_stream() -> None:
+    drawing = re.compile(r"default_rng\(seed|manual_seed\((?!torch_seed)")
+    found = {
+        path.name: drawing.findall(path.read_text())
+        for path in (ROOT / "app").rglob("*.py")
+        if path.name != "seeds.py" and drawing.search(path.read_text())
+    }
+    # The published pairs of ORL, and the first weights of the backbone, which torch draws.
+    assert found == {"orl.py": ["default_rng(seed"], "train.py": ["manual_seed("]}
+
+
 def test_streams_of_near_numbers_and_seeds_differ() -> None:
     names = [*purposes(), ""]
     keys = {stream_key(*key) for key in product(range(4), names, range(4), range(4))}

@@ -1,4 +1,4 @@
-"""Backbones by name: the reference's names and a small one for machines without an accelerator."""
+"""Backbones by name: the reference's names, published light ones, and a small one for machines without accelerator."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from app.data.prepare.source import Source
 from app.data.prepare.tools import read_all
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.prepare import main
+from app.seeds import numpy_stream
 from tests.jobs import write_faces
 
 
@@ -145,7 +146,7 @@ def test_shuffle_through_many_buckets_is_the_same_order(bucket_url: str, monkeyp
     monkeypatch.setattr(reorder, "BUCKET_BYTES", 7 * open_dataset(f"{bucket_url}/set").record_bytes)
     assert shuffle_dataset(f"{bucket_url}/set", f"{bucket_url}/many", seed=4) == one
     assert contents(f"{bucket_url}/many") == contents(f"{bucket_url}/one")
-    expected = np.random.default_rng(4).permutation(30)
+    expected = numpy_stream(4, "prepare.shuffle").permutation(30)
     before = contents(f"{bucket_url}/set")
     assert contents(f"{bucket_url}/many") == [before[position] for position in expected]
 

@@ -19,6 +19,7 @@ from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
 from app.data.prepare.errors import PrepareError
 from app.data.record_writer import RecordWriter, write_identity_layout
+from app.seeds import numpy_stream
 
 PEOPLE, PHOTOGRAPHS, SIZE = 40, 10, 112
 
@@ -43,7 +44,7 @@ def _square(path: Path) -> NDArray[np.uint8]:
 
 def make_pairs(people: list[list[bytes]], seed: int) -> tuple[list[bytes], list[bool]]:
     """All genuine pairs and as many impostor pairs, alternating, so that every fold of ten holds both kinds alike."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)  # not a named stream: the published orl.bin was drawn so
     photographs = [(person, photograph) for person, of_person in enumerate(people) for photograph in of_person]
     pairs = list(combinations(range(len(photographs)), 2))
     same = [pair for pair in pairs if photographs[pair[0]][0] == photographs[pair[1]][0]]
@@ -71,7 +72,7 @@ def prepare_orl(output: str, *, train_people: int = 30, seed: int = 0, shuffle_p
         raise PrepareError(f"train_people must be 2..{PEOPLE - 2}, got {train_people}")
     people = load_faces()
     if shuffle_people:
-        people = [people[i] for i in np.random.default_rng(seed).permutation(PEOPLE)]
+        people = [people[i] for i in numpy_stream(seed, "orl.people").permutation(PEOPLE)]
     images = [(label, image) for label, of_person in enumerate(people[:train_people]) for image in of_person]
     with RecordWriter(storage.join(output, "train.rec")) as writer:
         write_identity_layout(writer, [label for label, _ in images], [image for _, image in images])

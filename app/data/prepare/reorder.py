@@ -21,6 +21,7 @@ from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import ImageHeader, RecordError, class_of, pack_image
+from app.seeds import numpy_stream
 
 BUCKET_BYTES = 256 << 20
 
@@ -36,7 +37,7 @@ def shuffle_dataset(url: str, output: str, seed: int) -> str:
         PrepareError: a record is damaged; nothing is written.
     """
     dataset = open_dataset(url)
-    order = np.random.default_rng(seed).permutation(len(dataset))
+    order = numpy_stream(seed, "prepare.shuffle").permutation(len(dataset))
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     rows = max(1, int(BUCKET_BYTES / dataset.record_bytes))
@@ -97,7 +98,7 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
     known, names = np.unique(labels), read_people(url)
     if not 0 < people < len(known):
         raise PrepareError(f"--people must be 1..{len(known) - 1}, got {people}")
-    held_out = np.random.default_rng(seed).permutation(known)[:people]
+    held_out = numpy_stream(seed, "prepare.split").permutation(known)[:people]
     apart = np.flatnonzero(np.isin(labels, held_out))
     drawn, why = [], ""
     try:
