@@ -1,4 +1,4 @@
-"""Evaluation tools: ``python -m app.evaluate ijb | embed | similarity | flops ...``; sets in .bin: ``app.verify``."""
+"""Evaluation tools: ``python -m app.evaluate ijb | embed | similarity | groups | quality | flops``; see app.verify."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from app import storage
+from app.data.bin_sets import load_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, resize
 from app.data.prepare.photograph import ENDINGS, ending
@@ -16,10 +17,12 @@ from app.data.prepare.tools import read_all
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
 from app.errors import AppError, run_main
-from app.evaluate import flops, identification, ijb
+from app.evaluate import flops, groups, identification, ijb, quality
 from app.evaluate.face_model import FaceModel
+from app.evaluate.metrics import check_pairs
 from app.evaluate.model_source import OpenedModel, open_model
 from app.evaluate.report_figure import draw_roc
+from app.evaluate.verification import embed_pairs, verify_set
 from app.observe.progress import Progress
 from app.parsing import dump_json
 from app.world import join_world
@@ -37,7 +40,8 @@ def main(arguments: list[str]) -> int:
         return 0
     options.device = detect_device()
     model = open_model(options.model, options.device, backbone=options.backbone, embedding_size=options.embedding_size)
-    {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity}[options.tool](model, options)
+    tools = {"groups": run_groups, "quality": run_quality}
+    {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity, **tools}[options.tool](model, options)
     return 0
 
 
@@ -138,6 +142,39 @@ def _embed_dataset(model: OpenedModel, options: argparse.Namespace) -> None:
     print(f"{storage.redact(options.output)}: {len(labels)} embeddings of {embeddings[0].shape[1]} numbers")
 
 
+def _find_sets(url: str) -> list[str]:
+    """URLs of the ``.bin`` files of a folder, or the file that is named."""
+    if url.endswith(".bin"):
+        return [url]
+    found = [storage.join(url, name) for name in storage.list_names(url) if name.endswith(".bin")]
+    if not found:
+        raise EvaluateError(f"{storage.redact(url)}: no .bin file there: app.prepare pairs makes them")
+    return found
+
+
+def run_groups(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Print what the model does to each group, and how far groups differ; write it on demand."""
+    sizes = {"image_size": model.image_size, "batch_size": options.batch_size}
+    results = [verify_set(load_set(url), model.embed, **sizes) for url in _find_sets(options.data)]
+    report = groups.compare_groups(results, options.fpr)
+    print(groups.format_groups(report))
+    if options.output:
+        storage.write_bytes(options.output, dump_json(report.summary()).encode())
+
+
+def run_quality(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Print error against reject of each set; write it on demand."""
+    reports = {}
+    for url in _find_sets(options.data):
+        pairs = load_set(url)
+        check_pairs(pairs.issame, url)
+        distances, norms = embed_pairs(pairs, model.embed, image_size=model.image_size, batch_size=options.batch_size)
+        reports[pairs.name] = quality.quality_report(distances, pairs.issame, norms.astype(np.float64), options.fpr)
+        print(quality.format_quality(pairs.name, reports[pairs.name]))
+    if options.output:
+        storage.write_bytes(options.output, dump_json(reports).encode())
+
+
 def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
     """Print the cosine between two photographs."""
     cosine = FaceModel(model, options.align).similarity(*options.images)
@@ -153,13 +190,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("ijb", "IJB-B or IJB-C, 1:1 and 1:N; under torchrun on several devices"),
         ("embed", "embeddings of a dataset, of a folder of pictures or of pictures, as .npz"),
         ("similarity", "of two photographs"),
+        ("groups", "accuracy, FPR and FNR by group (RFW): a .bin file a group"),
+        ("quality", "error against reject, by the length of the embeddings"),
     ):
         tool = tools.add_parser(name, help=text, description=text)
         tool.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
         tool.add_argument("--backbone", default="", help="of a bare state dict")
         tool.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
         tool.add_argument("--batch-size", type=int, default=64)
-        if name != "ijb":
+        if name in ("embed", "similarity"):
             tool.add_argument(
                 "--align",
                 choices=("none", "detector"),
@@ -169,7 +208,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         if name == "similarity":
             tool.add_argument("images", nargs=2, help="URLs")
             continue
-        tool.add_argument("--data", default="", required=name == "ijb", help="URL of the set's folder")
+        tool.add_argument("--data", default="", required=name != "embed", help="URL of the set's folder")
+        if name in ("groups", "quality"):
+            tool.add_argument("--fpr", type=float, default=0.001, help="share of all impostor pairs that is accepted")
         if name == "embed":
             tool.add_argument("--images", nargs="+", default=[], help="URLs of folders or pictures instead")
             tool.add_argument("--flip", action="store_true", help="of pictures: add the mirrored picture's embedding")

@@ -76,6 +76,16 @@ def embed_set(
 
     A rank takes the contiguous pairs ``[P * rank // W, P * (rank + 1) // W)``.
     """
+    distances, norms = embed_pairs(
+        pairs, embed, image_size=image_size, batch_size=batch_size, rank=rank, world_size=world_size
+    )
+    return distances, float(norms.sum(dtype=np.float64))
+
+
+def embed_pairs(
+    pairs: VerificationSet, embed: Embed, *, image_size: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """See ``embed_set``; of each picture the norm of its embedding and of its flip's together, float32 [P_local, 2]."""
     count = len(pairs.issame)
     first, last = 2 * (count * rank // world_size), 2 * (count * (rank + 1) // world_size)
     plain, summed = [], []
@@ -86,11 +96,11 @@ def embed_set(
         plain.append(np.linalg.norm(raw, axis=1) + np.linalg.norm(flipped, axis=1))
         summed.append(raw.astype(np.float64) + flipped)
     if not summed:
-        return np.empty(0), 0.0
+        return np.empty(0), np.empty((0, 2), dtype=np.float32)
     embeddings = np.concatenate(summed)
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     distances = np.square(embeddings[0::2] - embeddings[1::2]).sum(axis=1)
-    return distances, float(np.concatenate(plain).sum(dtype=np.float64))
+    return distances, np.concatenate(plain).reshape(-1, 2)
 
 
 def verify_set(
