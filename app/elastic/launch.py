@@ -154,7 +154,7 @@ def check_node(processes: int, app_arguments: list[str]) -> None:
 
 
 def torchrun_command(options: argparse.Namespace, endpoint: str, app_arguments: list[str]) -> list[str]:
-    """The command that this process becomes."""
+    """The command that starts the agent."""
     conf = {
         "join_timeout": options.join_timeout,
         "last_call_timeout": options.last_call_timeout,
