@@ -68,6 +68,7 @@ class ApiServer:
         self.objects: dict[str, dict[str, Any]] = {}
         self.failures: dict[tuple[str, str], tuple[int, str]] = {}
         self.pod_refusals: dict[str, str] = {}  # part of a pod's name, and why it is refused
+        self.refuse_secrets: tuple[int, str] | None = None  # when they are really made
         self.requests: list[tuple[str, str]] = []
         self.logs: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -163,13 +164,21 @@ class _Handler(BaseHTTPRequestHandler):
         key = f"{path}/{body['metadata']['name']}"
         if path.endswith("/pods"):
             self._admit(body)
+        elif path.endswith("/secrets"):
+            if refusal := None if dry_run else self.state.refuse_secrets:
+                self._fail(*refusal)
+                return
+            if not dry_run:
+                self.state.put(key, body)
+            self._answer(201, body)
         elif problems := problems_of_job(body):
             self._fail(422, "; ".join(problems))
         elif key in self.state.objects:
             self._fail(409, f"jobs {body['metadata']['name']} already exists")
         else:
             if not dry_run:
-                self.state.put(key, body | {"status": {"state": {"phase": "Pending"}}})
+                made = body["metadata"] | {"uid": f"uid-of-{body['metadata']['name']}"}
+                self.state.put(key, body | {"metadata": made, "status": {"state": {"phase": "Pending"}}})
             self._answer(201, body)
 
     def _admit(self, pod: dict[str, Any]) -> None:

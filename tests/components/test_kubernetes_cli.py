@@ -258,7 +258,57 @@ def test_no_secret_value_is_in_a_manifest(server: ApiServer, monkeypatch: pytest
     submit(server, "--nnodes", "2")
     assert "my-very-secret-key" not in str(server.jobs())
     container: dict[str, Any] = server.jobs()[0]["spec"]["tasks"][1]["template"]["spec"]["containers"][0]
-    assert container["envFrom"] == [
+    assert container["envFrom"][:2] == [
         {"secretRef": {"name": "arcface-s3"}},
         {"secretRef": {"name": "arcface-s3-rdzv", "optional": True}},
     ]
+
+
+def sources(server: ApiServer) -> list[list[str]]:
+    """Secrets without which each pod of the only job cannot start, besides that of the store."""
+    (job,) = server.jobs()
+    containers = [task["template"]["spec"]["containers"][0] for task in job["spec"]["tasks"]]
+    asked = [[source["secretRef"] for source in container["envFrom"]] for container in containers]
+    return [[s["name"] for s in found if not s.get("optional") and s["name"] != "arcface-s3"] for found in asked]
+
+
+def test_each_job_has_a_key_for_its_rendezvous_that_nobody_sees(server: ApiServer) -> None:
+    name = submit(server, "--nnodes", "2").rpartition(":")[2]
+    assert sources(server) == 3 * [[f"{name}-rdzv"]]
+    key = server.objects[f"/api/v1/namespaces/default/secrets/{name}-rdzv"]
+    (owner,) = key["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("Job", name, server.jobs()[0]["metadata"]["uid"])
+    token = key["stringData"]["ARCFACE_RDZV_TOKEN"]
+    assert len(token) == 64
+    assert token not in str(server.jobs())
+    posts = [path for method, path in server.requests if method == "POST"]
+    # Asked first, made last: the job's identifier must be known, and its pods wait.
+    assert [path.partition("?")[0].rpartition("/")[2] for path in posts if "dryRun" not in path] == ["jobs", "secrets"]
+
+
+def test_who_may_not_make_secrets_submits_with_a_warning(server: ApiServer) -> None:
+    server.failures["POST", "/secrets"] = (403, "secrets is forbidden")
+    done = torchx(server, "run", *DIST, "--nnodes", "2")
+    assert done.returncode == 0
+    assert "has no key of its own: you may not create Secrets in namespace 'default'" in done.stderr
+    assert sources(server) == 3 * [[]]
+
+
+def test_a_job_whose_key_cannot_be_made_does_not_stay(server: ApiServer) -> None:
+    server.failures["POST", "/secrets"] = (500, "etcdserver: no space")
+    done = torchx(server, "run", *DIST, "--nnodes", "2")
+    assert done.returncode == 1
+    assert "it failed with 500 Internal Server Error: etcdserver: no space" in plain_lines(done)[-1]
+    assert server.jobs() == []
+    # The question is answered, the making fails.
+    del server.failures["POST", "/secrets"]
+    server.refuse_secrets = (500, "etcdserver: no space")
+    done = torchx(server, "run", *DIST, "--nnodes", "2")
+    assert done.returncode == 1
+    assert server.jobs() == []
+
+
+def test_a_job_without_rendezvous_needs_no_key(server: ApiServer) -> None:
+    where = ["--model", "s3://runs/a", "--sets", "s3://faces/a"]
+    assert torchx(server, "run", "-s", "kubernetes", "components.py:arcface_verify", *where).returncode == 0
+    assert not any(path.endswith("-rdzv") for path in server.objects)

@@ -22,6 +22,7 @@ from torchx.specs.overlays import JOIN, apply_overlay, get_overlay
 from torchx_plugins.schedulers._cluster import ClusterError, NoClusterError, check_cluster, explain
 from torchx_plugins.schedulers._command_line import speak_plainly, subcommand
 from torchx_plugins.schedulers._pods import ask_pods, check_places
+from torchx_plugins.schedulers._run_key import RunKey
 
 _GROUP = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 MAX_NAME = 63
@@ -83,9 +84,22 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         return pushed
 
     def schedule(self, dryrun_info: AppDryRunInfo[KubernetesJob, Opts]) -> str:  # type: ignore[override]
-        """Create the job; returns ``namespace:name``."""
+        """Create the job, and the key of its rendezvous; returns ``namespace:name``."""
         namespace = dryrun_info.cfg.namespace or "default"
-        return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
+        key = RunKey(self._client_or_explain(), namespace, dryrun_info.request.resource)
+        required = key.require()
+        app_id = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
+        if required:
+            try:
+                self._call(namespace, lambda: key.create(self._uid(namespace, _split(app_id)[1])))
+            except ClusterError:
+                self._delete_existing(app_id)  # its pods would wait for the key for ever
+                raise
+        return app_id
+
+    def _uid(self, namespace: str, name: str) -> str:
+        job = self._custom_objects_api().get_namespaced_custom_object(**_GROUP, namespace=namespace, name=name)  # type: ignore[arg-type]
+        return str(job["metadata"]["uid"])
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of a job, or None where it is gone; to ask for such a one on the command line is an error.
