@@ -5,6 +5,7 @@ Run again with the same output, it goes on from the last checkpoint, on any numb
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
@@ -25,6 +26,8 @@ from app.training.loop import Outcome
 from app.training.start import is_complete, prepare, say_complete
 from app.world import join_world
 
+_SIGNALLED = 128  # exit codes above it name the signal that this process was sent; the others stop with it
+
 
 def main(arguments: list[str]) -> int:
     """Read the recipe and train it; returns the exit code."""
@@ -43,8 +46,11 @@ def run(arguments: list[str]) -> int:
         print(text, end="")
         return 0
     recipe = parse_arguments(arguments)
-    with keep_last_words(run_url(recipe)):
-        return train(recipe)
+    with keep_last_words(run_url(recipe)) as say_last:
+        code = train(recipe)
+        if code > _SIGNALLED:
+            say_last(f"stopped by {signal.Signals(code - _SIGNALLED).name}")
+        return code
 
 
 def train(recipe: Recipe) -> int:

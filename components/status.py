@@ -23,7 +23,7 @@ from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 _VOLCANO = {"Completed": "SUCCEEDED", "Terminated": "FAILED", "Failed": "FAILED", "Aborted": "CANCELLED"}
 _WINDOW = 64 << 10  # bytes of an event log that are looked at, at its beginning and at its end
-_RANKS_SHOWN = 4
+_RANKS_SHOWN, _RANKS_READ = 4, 256
 
 
 def main(arguments: list[str]) -> int:
@@ -174,10 +174,12 @@ def failures(url: str) -> list[str]:
     """The first line of each rank's last words."""
     names = names_in(f"{url}/failures")
     lines = []
-    for name in names[:_RANKS_SHOWN]:
+    for name in names[:_RANKS_READ]:
         text = read_ends(f"{url}/failures/{name}", 1 << 10)[0].decode(errors="replace")
         lines.append(f"{name.removesuffix('.txt')}: {text.splitlines()[0] if text else ''}")
-    return [*lines, f"{url}/failures has the last lines of {len(names)} ranks"] if names else []
+    # Those that were stopped since another failed tell nothing.
+    lines.sort(key=lambda line: ": stopped by " in line)
+    return [*lines[:_RANKS_SHOWN], f"{url}/failures has the last lines of {len(names)} ranks"] if names else []
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
 from app.elastic.membership import BACKEND, LOST, Handler, make_handler, until_whole
-from app.observe.last_words import speak_for
+from app.observe.last_words import speak_for, speak_for_all
 
 EXIT_LOST = 69  # EX_UNAVAILABLE: the rendezvous process is gone
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
     try:
         run.main(arguments)
     except SignalException as stopped:
+        speak_for_all(f"stopped by {signal.Signals(stopped.sigval).name}, and killed since it did not end by itself")
         return 128 + int(stopped.sigval)
     except ChildFailedError as error:
         for rank, failure in error.failures.items():

@@ -1,8 +1,10 @@
 """What a process said last, for the run's folder: when a job ends badly its pods go, and their logs with them.
 
 ``<run>/failures/rank-<r>.txt``: the reason in the first line, then when and where, then the last lines that were
-printed. Each rank has one file, of its last failure. A rank that is killed, by the kernel for want of memory or by the
-watchdog, cannot write: what it printed also goes into a small file of its node, from which its agent tells.
+printed. Each rank has one file, of its last failure or of the signal that stopped it: when a job is ended because one
+rank failed, the others are stopped, and their lines count as well. A rank that is killed, by the kernel for want of
+memory or by the watchdog, cannot write: what it printed also goes into a small file of its node, from which its agent
+tells.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,27 +80,30 @@ class _Tee:
 
 
 @contextlib.contextmanager
-def keep_last_words(run_url: str) -> Iterator[None]:
+def keep_last_words(run_url: str) -> Iterator[Callable[[str], None]]:
     """Within the block an exception leaves the reason and the last lines in the run's folder, and goes on its way.
+
+    What it gives leaves a reason and the last lines without an exception, for a process that was asked to stop.
 
     Only in a job that has a rendezvous process: elsewhere the lines are on somebody's screen. A store that fails is
     warned about.
     """
     if not os.environ.get("ARCFACE_RDZV_ENDPOINT"):
-        yield
+        yield lambda reason: None  # noqa: ARG005
         return
     lines: deque[str] = deque(maxlen=KEPT_LINES)
     before = sys.stdout, sys.stderr
     ring = _open_ring(run_url)
     sys.stdout, sys.stderr = _Tee(sys.stdout, lines, ring), _Tee(sys.stderr, lines, ring)
+    rank = os.environ.get("RANK", "0")
     try:
-        yield
+        yield lambda reason: _put(run_url, rank, reason, list(lines))
     except Exception as error:
         _write(run_url, error, list(lines))
         raise
     finally:
         sys.stdout, sys.stderr = before
-        if (place := _place(os.environ.get("RANK", "0"))) is not None:
+        if (place := _place(rank)) is not None:
             place.with_suffix(".url").unlink(missing_ok=True)  # this rank needs nobody to speak for it
 
 
@@ -120,18 +125,29 @@ def _open_ring(run_url: str) -> _Ring | None:
     return ring
 
 
+def speak_for_all(reason: str) -> None:
+    """Write the last words of all processes of this node that ended without any, with the same reason."""
+    folder = os.environ.get(ENV_FOLDER, "")
+    for path in sorted(Path(folder).glob("rank-*.url")) if folder else []:
+        _speak(path.stem.removeprefix("rank-"), reason)
+
+
 def speak_for(rank: int, exit_code: int) -> None:
     """Write the last words of a process of this node that ended without any; nothing when it has spoken itself.
 
     Args:
         exit_code: negative for a signal, as ``subprocess`` has it.
     """
-    place = _place(str(rank))
+    _speak(str(rank), f"error: {_why(exit_code)}")
+
+
+def _speak(rank: str, reason: str) -> None:
+    place = _place(rank)
     if place is None or not place.with_suffix(".url").exists():
         return
     url = place.with_suffix(".url").read_text()
     lines = _Ring.read(place).decode(errors="replace").splitlines()[-KEPT_LINES:]
-    _put(url, str(rank), f"error: {_why(exit_code)}", lines)
+    _put(url, rank, reason, lines)
     place.with_suffix(".url").unlink()
 
 

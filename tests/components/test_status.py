@@ -121,10 +121,12 @@ def test_a_failed_job_tells_the_ranks_last_words(
     put_job(server, "Terminated", output=bucket_url)
     words = b"error: loss is not finite at step 7\nlast lines\n"
     storage.write_bytes(f"{bucket_url}/glint360k_r100/failures/rank-3.txt", words)
+    for rank in (0, 1, 2, 4, 5):  # these ended since that one failed: it is told all the same
+        storage.write_bytes(f"{bucket_url}/glint360k_r100/failures/rank-{rank}.txt", b"stopped by SIGTERM\nlines\n")
     assert main([HANDLE]) == 1
     out = capsys.readouterr().out
     assert "rank-3: error: loss is not finite at step 7" in out
-    assert f"{bucket_url}/glint360k_r100/failures has the last lines of 1 ranks" in out
+    assert f"{bucket_url}/glint360k_r100/failures has the last lines of 6 ranks" in out
 
 
 def test_without_keys_the_state_is_told_all_the_same(

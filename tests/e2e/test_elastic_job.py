@@ -97,6 +97,15 @@ def test_sigterm_to_all_commits_a_checkpoint_of_the_last_step(data: str, tmp_pat
         job.wait_for(lambda: all(node.poll() is not None for node in nodes), "the end of both agents", 60)
         assert committed(output) > 0, job.logs()
         assert committed(output) == job.step()
+    # The pods go, and their logs with them; as when a job is ended because another rank failed.
+    for rank in range(2):
+        reason, *_, last = storage.read_bytes(f"{output}/orl/failures/rank-{rank}.txt").decode().splitlines()
+        assert reason == "stopped by SIGTERM"
+        assert (
+            last
+            == f"stopped; the checkpoint of step {committed(output)} is committed: the same command goes on from there"
+            or rank > 0
+        )
 
 
 def test_a_fresh_rendezvous_process_takes_a_dead_ones_place(data: str, tmp_path: Path) -> None:

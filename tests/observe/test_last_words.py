@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,50 @@ def test_the_agent_speaks_for_a_rank_that_was_killed(tmp_path: Path) -> None:
     assert ", rank 0 on " in where
     assert empty == ""
     assert lines == [*(f"line {number}" for number in range(9000 - KEPT_LINES + 1, 9000)), "no end"]
+
+
+HANGING = """
+import signal, sys, time
+from pathlib import Path
+from app.observe.last_words import keep_last_words
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with keep_last_words(sys.argv[1]):
+    print("waiting for rank 1")
+    Path(sys.argv[1] + ".ready").touch()
+    time.sleep(600)
+"""
+
+
+def test_the_agent_speaks_for_a_rank_that_hung_when_the_job_was_ended(tmp_path: Path) -> None:
+    script, rings, runs = tmp_path / "hanging.py", tmp_path / "rings", tmp_path / "runs"
+    script.write_text(HANGING)
+    rings.mkdir()
+    variables = {"ARCFACE_RDZV_ENDPOINT": "localhost:1", "ARCFACE_WORDS_FOLDER": str(rings)}
+    options = ["--standalone", "--nproc-per-node", "1", "--shutdown-timeout", "1"]
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "app.elastic.agent", *options, str(script), str(runs)],
+        env={**environment(), **variables},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "runs.ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    agent.terminate()
+    _, error = agent.communicate(timeout=200)
+    assert agent.returncode == 128 + signal.SIGTERM, error[-2000:]
+    first, _, _, *lines = (runs / "failures" / "rank-0.txt").read_text().splitlines()
+    assert first == "stopped by SIGTERM, and killed since it did not end by itself"
+    assert lines == ["waiting for rank 1"]
+
+
+def test_a_process_that_is_asked_to_stop_says_its_last_words_without_an_exception(tmp_path: Path) -> None:
+    with keep_last_words(str(tmp_path)) as say_last:
+        print("step 7")
+        say_last("stopped by SIGTERM")
+    reason, _, _, *lines = (tmp_path / "failures" / "rank-3.txt").read_text().splitlines()
+    assert (reason, lines) == ("stopped by SIGTERM", ["step 7"])
 
 
 def test_nobody_speaks_for_a_rank_that_has_spoken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

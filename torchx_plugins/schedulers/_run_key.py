@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchx_plugins.schedulers._cluster import explain
+
+if TYPE_CHECKING:
+    from kubernetes.client import V1Secret
 
 _VARIABLE = "ARCFACE_RDZV_TOKEN"
 _KEY_BYTES = 32
@@ -66,10 +69,14 @@ class RunKey:
         """Make the Secret; the job with this UID owns it."""
         self._core.create_namespaced_secret(self._namespace, self._secret(owner_uid))
 
-    def _secret(self, owner_uid: str | None) -> dict[str, Any]:
-        metadata: dict[str, Any] = {"name": self.name, "labels": {"app.kubernetes.io/part-of": "arcface"}}
-        if owner_uid:
-            job = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "uid": owner_uid}
-            metadata["ownerReferences"] = [job | {"name": self._resource["metadata"]["name"]}]
-        value = secrets.token_hex(_KEY_BYTES)
-        return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {_VARIABLE: value}}
+    def _secret(self, owner_uid: str | None) -> V1Secret:
+        from kubernetes.client import V1ObjectMeta, V1OwnerReference, V1Secret
+
+        job = self._resource["metadata"]["name"]
+        owner = V1OwnerReference(api_version="batch.volcano.sh/v1alpha1", kind="Job", name=job, uid=owner_uid or "-")
+        metadata = V1ObjectMeta(
+            name=self.name,
+            labels={"app.kubernetes.io/part-of": "arcface"},
+            owner_references=[owner] if owner_uid else None,
+        )
+        return V1Secret(metadata=metadata, string_data={_VARIABLE: secrets.token_hex(_KEY_BYTES)})

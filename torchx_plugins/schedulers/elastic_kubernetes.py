@@ -98,7 +98,8 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         return app_id
 
     def _uid(self, namespace: str, name: str) -> str:
-        job = self._custom_objects_api().get_namespaced_custom_object(**_GROUP, namespace=namespace, name=name)  # type: ignore[arg-type]
+        api = self._custom_objects_api()
+        job: Any = api.get_namespaced_custom_object(**_GROUP, namespace=namespace, name=name)  # type: ignore[arg-type]
         return str(job["metadata"]["uid"])
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
