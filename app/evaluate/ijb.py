@@ -181,26 +181,6 @@ def pool_templates(
     return ids, pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
-def verify_templates(
-    plain: NDArray[np.float32],
-    flipped: NDArray[np.float32],
-    metadata: IJBMetadata,
-    *,
-    use_flip: bool = True,
-    use_norm: bool = True,
-    use_faceness: bool = True,
-) -> dict[str, float]:
-    """TAR at each FAR of 1e-6 to 1e-1.
-
-    Args:
-        use_flip: add the flip's embedding.
-        use_norm: keep the embeddings' lengths, which weight the images of a template; else make them units first.
-        use_faceness: weight images by the detector's score.
-    """
-    images = combine(plain, flipped, metadata, use_flip=use_flip, use_norm=use_norm, use_faceness=use_faceness)
-    return tar_at_fars(score_pairs(*pool_templates(images, metadata), metadata.pairs), metadata.issame)
-
-
 def combine(
     plain: NDArray[np.float32],
     flipped: NDArray[np.float32],
@@ -210,7 +190,13 @@ def combine(
     use_norm: bool = True,
     use_faceness: bool = True,
 ) -> NDArray[np.float32]:
-    """One embedding an image, float32 [I, D]; the arguments are those of ``verify_templates``."""
+    """One embedding an image, float32 [I, D].
+
+    Args:
+        use_flip: add the flip's embedding.
+        use_norm: keep the embeddings' lengths, which weight the images of a template; else make them units first.
+        use_faceness: weight images by the detector's score.
+    """
     images = plain + flipped if use_flip else plain
     if not use_norm:
         images = images / np.maximum(np.linalg.norm(images, axis=1, keepdims=True), 1e-12)

@@ -14,7 +14,7 @@ from app.device import Device, detect_device
 from app.errors import AppError
 from app.training.build import make_trainer
 from app.training.plan import ElasticPlan
-from app.training.trainer import NotFiniteError, Trainer
+from app.training.trainer import Notes, NotFiniteError, Trainer
 from app.world import World
 from tests.ranks import run_ranks
 
@@ -61,6 +61,16 @@ def overflow(rank: int, world: int, scale: float, steps: int) -> list[tuple[bool
         changed = after.keys() != before.keys() or any(not torch.equal(after[name], before[name]) for name in before)
         history.append((result.skipped, trainer.loss_scale.scale, changed))
     return history
+
+
+def noted(rank: int, world: int) -> Notes:
+    trainer = make(rank, world)
+    return trainer.step(0, batches(trainer), 0.01, Notes(stop=rank, uploading=1, bad_records=3 * rank)).notes
+
+
+def test_ranks_tell_each_other_what_they_note_by_name() -> None:
+    assert run_ranks(noted, 2) == [Notes(stop=1, uploading=2, bad_records=3)] * 2
+    assert noted(0, 1) == Notes(uploading=1)
 
 
 @pytest.mark.slow
