@@ -76,6 +76,8 @@ def load_model(url: str) -> tuple[nn.Module, dict[str, Any]]:
         about = parse_json_object(storage.read_bytes(about_url), about_url)
         name, size, image = str(about["backbone"]), int(about["embedding_size"]), int(about["image_size"])
         expected = str(about["sha256"])
+        if not all(0 < number < 1 << 31 for number in (size, image)):
+            raise ValueError("a size that no model has")
     except ParseError as error:
         raise ModelError(str(error)) from error
     except (ValueError, KeyError, TypeError) as error:

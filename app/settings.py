@@ -71,7 +71,7 @@ class Setting:
             return "" if value in self.choices else f"must be one of {', '.join(self.choices)}; got {value!r}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return f"must be finite; got {value}"
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             return "must fit 64 bits, as whole numbers in TOML do"

@@ -214,11 +214,12 @@ def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
             return True
         try:
             filesystem.pipe_file(path, data, mode="create")
+            return True
         except OSError as error:
-            if isinstance(error, FileExistsError) or store_errors.explain(error)[0].kind == "precondition":
-                return bool(filesystem.cat_file(path) == data)
-            raise
-    return True
+            if not (isinstance(error, FileExistsError) or store_errors.explain(error)[0].kind == "precondition"):
+                raise
+        # Not in the handler: what goes wrong here is not what is handled there.
+        return bool(filesystem.cat_file(path) == data)
 
 
 def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:

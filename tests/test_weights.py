@@ -233,6 +233,8 @@ def test_truncated_and_damaged_files_are_told() -> None:
     [
         {"embedding_size": 100_000},
         {"embedding_size": 10**15},
+        {"embedding_size": 10**30},
+        {"image_size": 10**400},
         {"embedding_size": -1},
         {"embedding_size": 0},
         {"image_size": 0},

@@ -87,10 +87,10 @@ class Reporter:
         self.metrics.accuracy.labels(name).set(summary["accuracy"])
         self.events.add(f"verification/{name}", step, **summary)
 
-    def committed(self, step: int, size: int) -> None:
-        """A checkpoint of ``size`` bytes is committed."""
+    def committed(self, step: int, size: int, stall: float) -> None:
+        """A checkpoint of ``size`` bytes is committed, for which training stood still ``stall`` seconds in all."""
         self.metrics.last_checkpoint.set_to_current_time()
-        self.events.add("checkpoint", step, bytes=size)
+        self.events.add("checkpoint", step, bytes=size, stall_seconds=round(stall, 4))
         self.events.flush()
 
 

@@ -78,6 +78,7 @@ class Loop:
         self.bad_records = 0  # of the run: of all its starts and processes
         self._own_bad = 0  # of this process, in this start
         self._clock = CheckpointClock(self.recipe.checkpoint, self.world)
+        self._stall = 0.0  # seconds in which training stood still for the save that is on its way
 
     def start_at(self, step: int) -> None:
         """Go on as if ``step`` steps were done."""
@@ -168,7 +169,9 @@ class Loop:
         self._commit()
 
     def _start_checkpoint(self) -> None:
+        began = time.perf_counter()
         self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
+        self._stall = time.perf_counter() - began
         self._clock.restart()
 
     def _batches(self) -> Iterator[list[Batch]]:
@@ -210,10 +213,12 @@ class Loop:
 
     def _commit(self, *, wait: bool = True) -> None:
         """Take the save that is on its way to its end, or only a stage on."""
+        began = time.perf_counter()
         manifest = self.checkpoints.finish_save() if wait else self.checkpoints.advance()
+        self._stall += time.perf_counter() - began
         if manifest is None:
             return
-        self.reporter.committed(manifest.step, sum(item.size for item in manifest.objects))
+        self.reporter.committed(manifest.step, sum(item.size for item in manifest.objects), self._stall)
 
     def _meta(self) -> dict[str, Any]:
         return RunState(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from app import storage
 from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.manifest import CheckpointError
 from app.errors import AppError
+from app.observe.events import read_events
 from demo.object_store import ObjectStore
 from tests.checkpoint.test_manager import CLASSES, manager, state
 from tests.faults.proxy import Decision, Proxy, well
@@ -45,9 +45,15 @@ def fails(kind: str, what: str, verbs: str = "GET HEAD") -> Decision:
 
 
 def for_a_while(proxy: Proxy, fault: Decision, seconds: float) -> None:
-    """The store is out of order from now on, and well again after ``seconds``."""
-    proxy.decide = fault
-    threading.Timer(seconds, lambda: setattr(proxy, "decide", well)).start()
+    """The store is out of order for ``seconds`` from the first request on that it happens to."""
+    since: list[float] = []
+
+    def decide(method: str, path: str) -> str:
+        if kind := fault(method, path):
+            since.append(time.monotonic())
+        return kind if kind and since[-1] - since[0] < seconds else ""
+
+    proxy.decide = decide
 
 
 PLACES = {"listing": "list-type", "manifest": "manifest.json", "tensors": ".safetensors"}
@@ -161,6 +167,18 @@ def test_a_store_without_conditional_writes_is_found_before_the_start(proxy: Pro
     assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [2]
 
 
+@pytest.mark.parametrize("kind", ["502", "429", "reset", "cut", "truncate"])
+def test_a_fault_while_a_refused_write_is_looked_at_is_not_the_refusal(
+    proxy: Proxy, bucket_url: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store says that the object is there; reading it, to compare, meets another fault, which may pass."""
+    monkeypatch.setenv("ARCFACE_STORE_PATIENCE", "60")
+    left = [kind]
+    proxy.decide = lambda method, path: left.pop() if method == "GET" and ".write-check" in path and left else ""
+    require_conditional_writes(bucket_url)
+    assert not left
+
+
 def test_a_run_resumes_where_it_was_though_the_store_fails_at_the_start(
     proxy: Proxy, bucket_url: str, tmp_path: Path
 ) -> None:
@@ -193,3 +211,6 @@ def test_a_run_resumes_where_it_was_though_the_store_fails_at_the_start(
     assert "from step 20" in done.stdout
     assert any(fault == "503" for *_, fault in proxy.requests)
     assert storage.exists(storage.join(bucket_url, "orl", "model.pt"))
+    commits = [event for event in read_events(storage.join(bucket_url, "orl")) if event["kind"] == "checkpoint"]
+    assert {event["step"] for event in commits} >= {20, 40}
+    assert all(0 < event["stall_seconds"] < 200 for event in commits)
