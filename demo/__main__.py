@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "GLOO_SOCKET_IFNAME": "lo",
+        "ARCFACE_RDZV_TOKEN": secrets.token_hex(16),
         "ARCFACE_DEMO": str(FOLDER),
     }
     store = ObjectStore(FOLDER / "store", BUCKET)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,8 +56,18 @@ def _print_lines(process: subprocess.Popen[str], hide: Sequence[str], quiet: thr
     assert process.stdout is not None
     for line in process.stdout:
         if not quiet.is_set() and not any(re.search(pattern, line) for pattern in hide):
-            sys.stdout.write(line)
+            encoding = sys.stdout.encoding or "utf-8"
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+            sys.stdout.write(fit_report(line, columns).encode(encoding, "replace").decode(encoding))
             sys.stdout.flush()
+
+
+def fit_report(line: str, columns: int) -> str:
+    """A line of the log without its last fields (`` | ``), as far as the terminal has no room; 0: it is not one."""
+    fields = line.rstrip("\n").split(" | ")
+    while columns and len(fields) > 2 and len(" | ".join(fields)) >= columns:
+        fields.pop()
+    return " | ".join(fields) + "\n"
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

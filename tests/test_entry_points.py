@@ -14,6 +14,7 @@ import pytest
 from app import __version__
 from app.__main__ import PROGRAMS, main
 from demo.__main__ import _NOISE
+from demo.stages import fit_report
 from tests.jobs import ROOT
 
 MODULES = ["app", *(f"app.{program}" for program in PROGRAMS), "demo"]
@@ -82,3 +83,12 @@ def test_the_demo_hides_the_launchers_warnings_in_every_month(month: int) -> Non
 def test_the_demo_shows_what_training_says() -> None:
     for line in ("trainer/0 ██░░  10%  345.1 img/s | loss  12.1", "W1 is no mark", "error: training failed"):
         assert not hidden(line), line
+
+
+def test_the_demos_reports_fit_the_terminal_and_other_lines_stay() -> None:
+    report = "trainer/1 ###---   2%     37.5 img/s | loss   8.1361 | ETA 6m31s | step 6 | lr 0.08333 | epoch 0\n"
+    assert fit_report(report, 80) == "trainer/1 ###---   2%     37.5 img/s | loss   8.1361 | ETA 6m31s | step 6\n"
+    assert fit_report(report, 20) == "trainer/1 ###---   2%     37.5 img/s | loss   8.1361\n"
+    assert fit_report(report, 0) == fit_report(report, 200) == report
+    sentence = "a sentence that is longer than the terminal is wide\n"
+    assert fit_report(sentence, 20) == sentence

@@ -82,7 +82,11 @@ class FaceModel:
             StorageError: the folder is not there.
         """
         source = Source(os.fspath(url))
-        files = [file.name for file in source.files if ending(file.name) in ENDINGS and not is_system_file(file.name)]
+        files = [
+            file.name
+            for file in source.files
+            if ending(file.name) in ENDINGS and file.regular and not is_system_file(file.name)
+        ]
 
         def load(name: str) -> NDArray[np.uint8] | str:
             try:

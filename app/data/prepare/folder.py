@@ -29,6 +29,7 @@ from app.data.prepare.photograph import (
     is_ready,
     is_system_file,
     open_photograph,
+    same_name,
     to_jpeg,
 )
 from app.data.prepare.sheet import draw_before_and_after
@@ -119,16 +120,19 @@ def list_jobs(
         elif ending(file.name) not in ENDINGS and ending(file.name):
             more = ": pip install 'arcface-torchx[heif]', and it is" if ending(file.name) in HEIF_ENDINGS else ""
             skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read{more}"))
+        elif not file.regular:
+            skipped.append(Skipped(file.name, "not a file", "a link to nowhere, a pipe or a device"))
         elif not folder:
             skipped.append(Skipped(file.name, "in no person's folder", ""))
         elif file.size > MAX_FILE_BYTES:
             skipped.append(Skipped(file.name, "too large", f"{file.size} bytes"))
         else:
-            name = folder.split("/", 1)[0] if person == "first" else folder
+            name = same_name(folder.split("/", 1)[0] if person == "first" else folder)
             people.add(name)
             jobs.append(Job(name, file))
     for folder in source.folders:
-        known = any(other == folder or other.startswith(f"{folder}/") for other in people)
+        plain = same_name(folder)
+        known = any(other == plain or other.startswith(f"{plain}/") for other in people)
         top = "/" not in folder and not is_system_file(folder) and folder not in [name.split("/")[0] for name in apart]
         if top and not known:
             skipped.append(Skipped(f"{folder}/", "person without a picture", ""))
@@ -195,7 +199,7 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
         before_and_after = ((name, folder.read(name), load(name)[1]) for name in shown)
         draw_before_and_after(storage.join(output, "sheet.png"), before_and_after)
     storage.delete_tree(parts)
-    return f"{len(kept)} images of {len(people)} people{findings.summary()}"
+    return f"{len(kept)} images of {len(people)} people{findings.summary()}{_alike(people)}"
 
 
 def prepare_photograph(
@@ -301,6 +305,16 @@ def _first_of(skipped: Sequence[Skipped]) -> str:
     some = "; ".join(f"{item.name}: {item.reason}{f' ({item.detail})' if item.detail else ''}" for item in skipped[:5])
     more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     return f": {some}{more}" if some else ""
+
+
+def _alike(people: Sequence[str]) -> str:
+    """A line about people whose names differ in case or spaces only; they stay two."""
+    spelled: dict[str, list[str]] = {}
+    for name in people:
+        spelled.setdefault(" ".join(name.casefold().split()), []).append(name)
+    twice = [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]
+    more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+    return f"\nnames that may be one person: {'; '.join(twice[:5])}{more}" if twice else ""
 
 
 def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:

@@ -57,6 +57,8 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
     Raises:
         PhotographError: it is none of ``FORMATS``, is damaged, or announces more pixels than its bytes can hold.
     """
+    if not data:
+        raise PhotographError("unreadable", "an empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, len(data))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from app import storage
 from app.data.prepare.errors import PrepareError
@@ -11,11 +13,15 @@ from app.data.prepare.errors import PrepareError
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file below the folder: its path from there, bytes, and what changes when it is replaced."""
+    """A file below the folder: its path from there, bytes, and what changes when it is replaced.
+
+    ``regular``: neither a pipe, a device nor a link to nowhere, which must not be opened.
+    """
 
     name: str
     size: int
     tag: str
+    regular: bool = True
 
 
 class Source:
@@ -29,24 +35,33 @@ class Source:
     @cached_property
     def _entries(self) -> tuple[list[SourceFile], list[str]]:
         files, folders = [], []
-        with storage.explained(self.url, "list"):
-            waiting, seen = [self._path], {self._path}
-            while waiting:
-                for entry in self._filesystem.ls(waiting.pop(), detail=True):
-                    path = str(entry["name"]).rstrip("/")
-                    if path == self._path or not path.startswith(f"{self._path}/"):
-                        continue
-                    name = path[len(self._path) + 1 :]
-                    if entry["type"] == "directory" or (entry.get("islink") and self._filesystem.isdir(path)):
-                        # A link may lead back to a folder above it.
-                        if path not in seen and name.count("/") < 64:
-                            seen.add(path)
-                            waiting.append(path)
-                            folders.append(name)
-                        continue
-                    tag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or "").strip('"')
-                    files.append(SourceFile(name, int(entry.get("size") or 0), tag))
+        # Folders, and those above each, without links.
+        waiting: list[tuple[str, tuple[str, ...]]] = [(self._path, (self._real(self._path),))]
+        while waiting:
+            folder, above = waiting.pop()
+            for entry in self._list(folder):
+                path = str(entry["name"]).rstrip("/")
+                if path == folder or not path.startswith(f"{self._path}/"):
+                    continue
+                name = path[len(self._path) + 1 :]
+                if entry["type"] == "directory" or (entry.get("islink") and self._filesystem.isdir(path)):
+                    real = self._real(path)
+                    if real not in above:  # a link may lead back to a folder above it
+                        waiting.append((path, (*above, real)))
+                        folders.append(name)
+                    continue
+                tag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or "").strip('"')
+                regular = entry["type"] == "file" or (entry.get("islink") and os.path.isfile(path))
+                files.append(SourceFile(name, int(entry.get("size") or 0), tag, bool(regular)))
         return sorted(files, key=lambda file: file.name), sorted(folders)
+
+    def _list(self, folder: str) -> list[dict[str, Any]]:
+        below = folder[len(self._path) :]
+        with storage.explained(f"{self.url.rstrip('/')}{below}", "list"):
+            return list(self._filesystem.ls(folder, detail=True))
+
+    def _real(self, path: str) -> str:
+        return os.path.realpath(path) if storage.is_local(self._filesystem) else path
 
     @property
     def files(self) -> list[SourceFile]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from app import prepare
+from app import prepare, storage
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image
 from app.data.prepare.duplicates import difference_hash, find_duplicates
@@ -18,7 +22,10 @@ from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.orl import load_faces
 from app.data.prepare.photograph import ENDINGS, HEIF_ENDINGS, open_photograph
+from app.data.prepare.source import Source
 from app.data.prepare.tools import read_all
+from app.data.record_writer import RecordWriter
+from app.storage import StorageError
 from tests.data.prepare.pictures import encode, put, scene
 
 
@@ -221,3 +228,64 @@ def test_an_output_inside_the_source_is_no_person(tmp_path: Path) -> None:
     for _ in range(2):
         prepare_folder(str(tmp_path), str(tmp_path / "out"), FolderOptions(FaceOptions(size=32)))
     assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["a"]
+
+
+def test_links_that_lead_back_and_what_is_no_file(tmp_path: Path) -> None:
+    """Links to a folder above and between folders end; pipes, which would wait for ever, and dead links are listed."""
+    photos = tmp_path / "photos"
+    for person, seed in (("anna", 1), ("ben", 2)):
+        put(photos / person / "1.jpg", encode(scene(seed), "JPEG"))
+    (photos / "anna" / "up").symlink_to(photos)
+    (photos / "anna" / "friend").symlink_to(photos / "ben")
+    (photos / "ben" / "friend").symlink_to(photos / "anna")
+    (photos / "anna" / "dead.jpg").symlink_to("nowhere.jpg")
+    (photos / "anna" / "self.jpg").symlink_to("self.jpg")
+    (photos / "ben" / "good.jpg").symlink_to("1.jpg")
+    os.mkfifo(photos / "ben" / "pipe.jpg")
+    prepare_folder(str(photos), str(tmp_path / "out"))
+    listed = {(row["file"], row["reason"]) for row in table(tmp_path / "out" / "skipped.csv")}
+    assert {("anna/dead.jpg", "not a file"), ("anna/self.jpg", "not a file"), ("ben/pipe.jpg", "not a file")} <= listed
+    assert len(Source(str(photos)).files) < 20
+    # Each person's own pictures, and those behind the link to the other.
+    assert [label for label, _ in images(tmp_path / "out")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "photos" / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+    put(tmp_path / "photos" / "secret" / "1.jpg", encode(scene(2), "JPEG"))
+    listed: Any = LocalFileSystem.ls
+
+    def refuse(self: LocalFileSystem, path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", refuse)
+    with pytest.raises(StorageError, match="photos/secret: list failed: this user may not"):
+        prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_name_in_two_compositions_is_one_person_and_names_alike_are_told(tmp_path: Path) -> None:
+    names = [unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë"), "Anna", "anna"]
+    for seed, name in enumerate(names):
+        put(tmp_path / "photos" / name / f"{seed}.jpg", encode(scene(seed), "JPEG"))
+    text = prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    assert "4 images of 3 people" in text
+    assert text.endswith("names that may be one person: 'Anna' and 'anna'")
+    assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["Anna", "Zoë", "anna"]
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "photos" / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+
+    def full(self: RecordWriter, *_: Any) -> None:
+        with storage.explained(self.url, "write"):
+            raise OSError(28, "No space left on device", "train.rec")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(StorageError, match=r"out/train\.rec: write failed: .*No space left"):
+        prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    monkeypatch.undo()
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name != ".parts"]
+    assert "1 images of 1 people" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))

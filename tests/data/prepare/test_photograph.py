@@ -50,6 +50,8 @@ KINDS = {
     "opaque rgba png": (encode(WIDE.convert("RGBA"), "PNG"), WIDE),
     "grey with alpha": (encode(WIDE.convert("LA"), "PNG"), GREY),
     "heic": (encode(WIDE, "HEIF", quality=95), WIDE),
+    "animated webp": (encode(WIDE, "WEBP", save_all=True, append_images=[scene(2, 120, 80)], lossless=True), WIDE),
+    "two pages of tiff": (encode(WIDE, "TIFF", save_all=True, append_images=[scene(2, 120, 80)]), WIDE),
     "one bit png": (encode(WIDE.convert("1"), "PNG"), WIDE.convert("1")),
 }
 
