@@ -12,6 +12,7 @@ from torch import nn
 
 from app.backbones.edgeface import EdgeFace
 from app.backbones.ghostfacenet import GhostFaceNet
+from app.backbones.ir import IR
 from app.backbones.iresnet import IResNet
 from app.backbones.mobilefacenet import MobileFaceNet
 from app.backbones.vit import VisionTransformer
@@ -59,6 +60,8 @@ _BACKBONES: dict[str, Callable[..., nn.Module]] = {}
 def _register_all() -> None:
     for name, depths in _DEPTHS.items():
         register(name, partial(IResNet, depths))
+    for name, same in (("ir_18", "r18"), ("ir_50", "r50"), ("ir_101", "r100")):
+        register(name, partial(IR, _DEPTHS[same]))
     register("r10_small", partial(IResNet, (1, 1, 1, 1), widths=(32, 64, 128, 256), stem_stride=2))
     for name, (dim, depth, drop_path, mask_ratio, recompute) in _VITS.items():
         defaults = {"dim": dim, "drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}

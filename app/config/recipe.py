@@ -100,6 +100,21 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """A trained model that a smaller one learns from; see docs/distillation.md."""
+
+    teacher: str = setting("", "URL of a run folder, its /checkpoints, a .pt, .pth or .onnx; empty: no teacher")
+    weight: float = setting(1.0, "factor of the distance to the teacher, beside the head's loss", minimum=0)
+    loss: str = setting(
+        "cosine",
+        "1 - cosine between both embeddings, or their squared distance over the number of features",
+        choices=("cosine", "distance"),
+    )
+    teacher_backbone: str = setting("", "architecture of a teacher that is a bare state dict")
+    teacher_embedding_size: int = setting(512, "its embedding size", minimum=1)
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """Where results go: the run folder is ``<url>/<recipe name>``."""
 
@@ -113,7 +128,7 @@ class OutputConfig:
         choices=("bar", "insightface"),
     )
     wandb: bool = setting(False, "log to Weights & Biases too (extra [wandb]; its environment variables apply)")
-    mlflow: bool = setting(False, "log to MLflow too, where it is installed (its environment variables apply)")
+    mlflow: bool = setting(False, "log to MLflow too (extra [mlflow]; its environment variables apply)")
     prometheus_port: int = setting(0, "rank 0 serves /metrics there; 0: no endpoint", minimum=0, maximum=65535)
 
 
@@ -130,6 +145,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

@@ -7,7 +7,7 @@ the gradient of the centres are ever whole; how that works is told in ``app/head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -153,6 +153,7 @@ class PartialFC(nn.Module):
             labels: int64 [N], all labels of the global batch; needed when ``sample_rate`` is below 1.
         """
         self._followed, self._batches = [], []
+        self._take_hardness()
         shape, rate, rows = self.shape, self.config.sample_rate, None
         if rate < 1:
             if labels is None:
@@ -216,9 +217,14 @@ class PartialFC(nn.Module):
         checks = [torch.isfinite(value).all() for value in values if value is not None]
         return torch.stack(checks).all() if checks else torch.ones((), dtype=torch.bool, device=self.centres.device)
 
+    def _take_hardness(self) -> None:
+        """The margin's as it is now: the update of the centres may still read it when ``end_step`` changes it."""
+        if self.margin.hardness is not None:
+            self.settings = replace(self.settings, hardness=self.margin.hardness.clone())
+
     def step_tensors(self) -> tuple[object, ...]:
         """What ``CentreOptimizer.step`` reads and the next ``begin_step`` forgets."""
-        return (self.active, self._batches)
+        return (self.active, self._batches, self.settings)
 
     def take_samples(self, gradient_scale: float) -> Samples:
         """All samples since ``begin_step`` with their gradients times ``gradient_scale``; they are handed over once."""

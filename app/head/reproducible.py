@@ -74,6 +74,7 @@ class ReproduciblePartialFC(PartialFC):
         if rate < 1 and labels is None:
             raise HeadError("sampling classes needs the labels of the whole global batch")
         self._kept, self._followed_of, self._turn, self._shards = {}, {}, 0, []
+        self._take_hardness()
         for first, last in self._ranges():
             rows = None
             if rate < 1:

@@ -49,7 +49,7 @@ _TINY = 1e-12  # a centre's length is at least that, as in torch.nn.functional.n
 class SoftmaxSettings:
     """``filtering``: cosines of other classes above it count as 0; 0 is off. ``dtype``: of the matrix products.
 
-    ``sub_centres``: of each class. ``hardness``: CurricularFace's t, float32 [], which the margin keeps. Where either
+    ``sub_centres``: of each class. ``hardness``: CurricularFace's t of a step, float32 []. Where either
     is more than the default, ``app.head.shaped_softmax`` computes.
     """
 

@@ -65,7 +65,7 @@ class WandbTracker:
 
 
 class MlflowTracker:
-    """MLflow; its server gives the id."""
+    """MLflow (extra [mlflow]); its server gives the id."""
 
     def __init__(self, name: str, config: Mapping[str, Any], run_id: str) -> None:
         self._module = _import("mlflow")
@@ -164,4 +164,6 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise TrackerError(f"output.{name} needs {name}: pip install {name}, or --output.{name} false") from error
+        raise TrackerError(
+            f"output.{name} needs the extra [{name}]: pip install {name}, or --output.{name} false"
+        ) from error

@@ -17,6 +17,7 @@ from app.head.class_shards import class_range
 from app.head.partial_fc import HeadShape, PartialFC, product_dtype
 from app.head.reproducible import ReproduciblePartialFC, shard_rows
 from app.run_folder import build_model, run_url
+from app.training.distillation import make_distillation
 from app.training.plan import ElasticPlan
 from app.training.state import RunState
 from app.training.trainer import Trainer
@@ -83,8 +84,9 @@ def open_checkpoints(recipe: Recipe, world: World) -> CheckpointManager:
 
 
 def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> Trainer:
-    """Backbone, head and optimizers on this rank's device."""
-    return Trainer(recipe, world, plan, make_backbone(recipe, world, plan), make_head(recipe, world, plan, num_classes))
+    """Backbone, head, teacher and optimizers on this rank's device."""
+    backbone, head = make_backbone(recipe, world, plan), make_head(recipe, world, plan, num_classes)
+    return Trainer(recipe, world, plan, backbone, head, make_distillation(recipe, world))
 
 
 def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:

@@ -16,20 +16,25 @@ from torch import Tensor, nn
 
 
 class JoinableBackbone(nn.Module):
-    """Wraps a backbone: ``float32 [B, 3, H, W]`` or ``None`` -> embeddings ``[B, D]`` or ``[0, D]``."""
+    """Wraps a backbone: ``float32 [B, 3, H, W]`` or ``None`` -> embeddings ``[B, D]`` or ``[0, D]``.
 
-    def __init__(self, backbone: nn.Module, embedding_size: int) -> None:
+    With a ``projection`` D -> T the output is ``[B, D + T]``: each embedding, then its projection.
+    """
+
+    def __init__(self, backbone: nn.Module, embedding_size: int, projection: nn.Linear | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.embedding_size = embedding_size
+        self.backbone, self.projection = backbone, projection
+        self.width = embedding_size + (projection.out_features if projection is not None else 0)
 
     def forward(self, images: Tensor | None) -> Tensor:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if images is not None:
             embeddings: Tensor = self.backbone(images)
+            if self.projection is not None:
+                embeddings = torch.cat([embeddings, self.projection(embeddings)], 1)
         else:
             some = next(self.parameters())
-            embeddings = some.new_empty((0, self.embedding_size), dtype=torch.float32)
+            embeddings = some.new_empty((0, self.width), dtype=torch.float32)
         if not parameters:  # all are frozen
             return embeddings
         joined: Tensor = _Join.apply(embeddings, *parameters)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import ABSENT, HeadError, PartialFC
 from app.seeds import torch_seed
 from app.training.batch_statistics import BatchStatistics
+from app.training.distillation import Distillation
 from app.training.freeze import Freeze
 from app.training.gradient_compression import compressed_all_reduce
 from app.training.joinable import JoinableBackbone
@@ -74,16 +75,26 @@ class Trainer:
     Args:
         backbone: on its device already.
         plan: who runs which logical worker.
+        distillation: a teacher that the backbone learns from, beside the head.
     """
 
-    def __init__(self, recipe: Recipe, world: World, plan: ElasticPlan, backbone: nn.Module, head: PartialFC) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: World,
+        plan: ElasticPlan,
+        backbone: nn.Module,
+        head: PartialFC,
+        distillation: Distillation | None = None,
+    ) -> None:
         self.recipe, self.world, self.plan = recipe, world, plan
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.distillation = backbone, head, distillation
+        self.projection = distillation.projection if distillation else None
         self.device = world.device
         ordered = plan if recipe.train.reproducible else None
         self.statistics = BatchStatistics(backbone, plan.logical_workers, ordered)
         self.sums = OrderedGradients(plan) if ordered else None
-        self.parameters = [p for p in backbone.parameters() if p.requires_grad]
+        self.parameters = self._learning()
         self.optimizer = self._make_optimizer()  # knows those too that are frozen now: without gradient they rest
         self.freeze = Freeze(recipe.model, backbone)
         self.freeze.apply(0)
@@ -107,8 +118,8 @@ class Trainer:
         if hasattr(self, "model"):  # the last reducer's hooks must be gone before the next one's gradients come
             del self.model
             gc.collect()
-        model: nn.Module = JoinableBackbone(self.backbone, self.recipe.model.embedding_size)
-        self.parameters = [p for p in self.backbone.parameters() if p.requires_grad]
+        model: nn.Module = JoinableBackbone(self.backbone, self.recipe.model.embedding_size, self.projection)
+        self.parameters = self._learning()
         if self.world.size == 1 or not self.parameters or self.recipe.train.reproducible:
             return model
         model = DistributedDataParallel(
@@ -118,6 +129,17 @@ class Trainer:
         if compression != "none":
             model.register_comm_hook(dtype_of(compression), compressed_all_reduce)
         return model
+
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the backbone, and of the map to a teacher's embeddings, which is in no model.pt."""
+        return dict(self.backbone.named_parameters()) | dict(self._projection_items())
+
+    def _projection_items(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if self.projection is not None:
+            yield from self.projection.named_parameters(prefix="distill")
+
+    def _learning(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._named_parameters().values() if parameter.requires_grad]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optim = self.recipe.optim
@@ -158,10 +180,12 @@ class Trainer:
             last = turn == self.plan.rounds - 1
             with self._synchronized(last):
                 watchdog.enter("forward", number)
-                embeddings, labels = self._forward(batch)
+                embeddings, labels, distance = self._forward(batch)
                 watchdog.enter("head")
                 self.head_update.join()
                 micro_loss = self.head(embeddings, labels, weight)
+                if self.distillation is not None:
+                    micro_loss = micro_loss + self.distillation.share(distance, weight)
                 watchdog.enter("backward")
                 (micro_loss * self.loss_scale.scale).backward()
             if self.sums is not None:
@@ -193,20 +217,24 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter)
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor]:
-        device = self.device.torch_device
+    def _forward(self, batch: Batch | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [B, D], labels [B], and the sum of their distances from the teacher, []: 0 without one."""
+        device, size = self.device.torch_device, self.recipe.model.embedding_size
+        distance = torch.zeros((), device=device)
         if batch is None:
-            empty = self.model(None)
+            empty = self.model(None)[:, :size]
             rows = self.recipe.train.batch_size
             # The head gathers equally many rows from every rank.
-            padding = empty.new_zeros((rows, self.recipe.model.embedding_size))
+            padding = empty.new_zeros((rows, size))
             labels = torch.full((rows,), ABSENT, device=device)
-            return torch.cat([empty, padding]), labels
-        images = self.device.arrived(batch.images, batch.there)
-        images = normalise_(batch.augmented(images).to(torch.float32, memory_format=self.memory_format))
+            return torch.cat([empty, padding]), labels, distance
+        pixels = batch.augmented(self.device.arrived(batch.images, batch.there))
+        images = normalise_(pixels.to(torch.float32, memory_format=self.memory_format))
         with self.device.autocast(self.recipe.train.precision), self.statistics.micro_batch():
             embeddings = self.model(images)
-        return embeddings, batch.labels.to(device, non_blocking=True)
+        if self.distillation is not None:
+            distance = self.distillation.loss(embeddings if self.projection is None else embeddings[:, size:], pixels)
+        return embeddings[:, :size], batch.labels.to(device, non_blocking=True), distance
 
     def _synchronized(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         if last or not isinstance(self.model, DistributedDataParallel):
@@ -279,8 +307,9 @@ class Trainer:
         """All that a checkpoint needs, as references to the live tensors."""
         self.head_update.join()
         replicated = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        replicated |= dict(self._projection_items())
         replicated |= {f"margin.{name}": value for name, value in self.head.margin.state_dict().items()}
-        names = {id(p): name for name, p in self.backbone.named_parameters()}
+        names = {id(p): name for name, p in self._named_parameters().items()}
         for parameter, state in self.optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
@@ -294,13 +323,17 @@ class Trainer:
         self.head_update.join()
         self.backbone.load_state_dict(state.under("backbone."))
         self.head.margin.load_state_dict(state.under("margin."))
-        names = dict(self.backbone.named_parameters())
+        own = state.under("distill.")
+        if self.projection is not None and own:  # a teacher that came later begins anew
+            self.projection.load_state_dict(own)
+        names = self._named_parameters()
         saved: dict[str, dict[str, Tensor]] = {}
         for path, value in state.under("optimizer.").items():
             name, _, key = path.rpartition(".")
             saved.setdefault(name, {})[key] = value
         for name, values in saved.items():
-            parameter = names[name]
+            if (parameter := names.get(name)) is None:  # of a teacher that the run has no more
+                continue
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the host.
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)

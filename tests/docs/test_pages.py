@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from app.backbones.registry import build_backbone
 from app.config.recipe import Recipe
 from app.run_folder import build_model, save_model
 from tests.jobs import ROOT, environment, with_scripts, write_faces
@@ -66,3 +69,40 @@ def test_the_python_page_runs(tmp_path: Path) -> None:
     output = run("python", "\n".join(programs), tmp_path)
     assert "(2, 512)" in output
     assert "torch.Size([2, 128])" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_fine_tuning_guide_runs(tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    for person in range(10):
+        (tmp_path / "people" / f"p{person}").mkdir(parents=True)
+        face = generator.integers(0, 255, (7, 7, 3), dtype=np.uint8)
+        for picture in range(5):
+            image = Image.fromarray(face).resize((112, 112), Image.Resampling.BICUBIC)
+            pixels = np.asarray(image, dtype=np.float32) + generator.normal(0, 20, (112, 112, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path / f"people/p{person}/{picture}.png")
+    torch.manual_seed(0)
+    published = build_backbone("mbf", embedding_size=512)
+    torch.save(published.state_dict(), tmp_path / "backbone.pth")
+    pages = blocks("fine-tuning.md")
+    assert [language for language, _ in pages] == ["bash"] * 4
+    for language, text in pages:
+        run(language, text, tmp_path)
+    frozen, tuned = (
+        torch.load(tmp_path / "runs" / name / "model.pt", weights_only=True) for name in ("frozen", "tuned")
+    )
+    before = published.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in before.items())
+    learned = [name for name, value in before.items() if not torch.equal(tuned[name], value)]
+    assert any("running_mean" in name for name in learned)
+    for name in ("before", "after"):
+        report = json.loads((tmp_path / name / "report.json").read_text())
+        assert report["sets"]
+
+
+def test_every_test_that_the_page_for_movers_names_exists() -> None:
+    named = re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", (ROOT / "docs" / "moving-in.md").read_text())
+    assert len(named) > 30
+    missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
+    assert not missing

@@ -168,7 +168,7 @@ def test_a_tracker_that_fails_later_is_left_alone_and_training_goes_on(wandb: Wa
 
 def test_a_tracker_that_is_not_there_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch, wandb: WandbStub) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(TrackerError, match=r"output\.mlflow needs mlflow: pip install mlflow"):
+    with pytest.raises(TrackerError, match=r"output\.mlflow needs the extra \[mlflow\]: pip install mlflow"):
         Trackers(["mlflow"], "run")
 
     def refuse(**_options: Any) -> Any:
