@@ -63,8 +63,13 @@ def _print_lines(process: subprocess.Popen[str], hide: Sequence[str], quiet: thr
 
 
 def fit_report(line: str, columns: int) -> str:
-    """A line of the log without its last fields (`` | ``), as far as the terminal has no room; 0: it is not one."""
+    """A report without padding, then without its last fields (`` | ``), where the terminal has no room; 0: no terminal.
+
+    Other lines stay as they are.
+    """
     fields = line.rstrip("\n").split(" | ")
+    if columns and len(fields) > 2 and len(line) > columns:
+        fields = [re.sub(" +", " ", field) for field in fields]
     while columns and len(fields) > 2 and len(" | ".join(fields)) >= columns:
         fields.pop()
     return " | ".join(fields) + "\n"

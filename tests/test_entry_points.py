@@ -87,8 +87,8 @@ def test_the_demo_shows_what_training_says() -> None:
 
 def test_the_demos_reports_fit_the_terminal_and_other_lines_stay() -> None:
     report = "trainer/1 ###---   2%     37.5 img/s | loss   8.1361 | ETA 6m31s | step 6 | lr 0.08333 | epoch 0\n"
-    assert fit_report(report, 80) == "trainer/1 ###---   2%     37.5 img/s | loss   8.1361 | ETA 6m31s | step 6\n"
-    assert fit_report(report, 20) == "trainer/1 ###---   2%     37.5 img/s | loss   8.1361\n"
+    assert fit_report(report, 80) == "trainer/1 ###--- 2% 37.5 img/s | loss 8.1361 | ETA 6m31s | step 6 | lr 0.08333\n"
+    assert fit_report(report, 20) == "trainer/1 ###--- 2% 37.5 img/s | loss 8.1361\n"
     assert fit_report(report, 0) == fit_report(report, 200) == report
     sentence = "a sentence that is longer than the terminal is wide\n"
     assert fit_report(sentence, 20) == sentence
