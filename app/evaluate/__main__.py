@@ -1,4 +1,4 @@
-"""Evaluation tools: ``python -m app.evaluate ijb | embed | similarity | groups | quality | flops``; see app.verify."""
+"""Evaluation tools: ``python -m app.evaluate ijb | embed | similarity | groups | quality | tinyface | flops``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.data.prepare.tools import read_all
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
 from app.errors import AppError, run_main
-from app.evaluate import flops, groups, identification, ijb, quality
+from app.evaluate import flops, groups, identification, ijb, quality, tinyface
 from app.evaluate.face_model import FaceModel
 from app.evaluate.metrics import check_pairs
 from app.evaluate.model_source import OpenedModel, open_model
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         return 0
     options.device = detect_device()
     model = open_model(options.model, options.device, backbone=options.backbone, embedding_size=options.embedding_size)
-    tools = {"groups": run_groups, "quality": run_quality}
+    tools = {"groups": run_groups, "quality": run_quality, "tinyface": run_tinyface}
     {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity, **tools}[options.tool](model, options)
     return 0
 
@@ -142,6 +142,14 @@ def _embed_dataset(model: OpenedModel, options: argparse.Namespace) -> None:
     print(f"{storage.redact(options.output)}: {len(labels)} embeddings of {embeddings[0].shape[1]} numbers")
 
 
+def run_tinyface(model: OpenedModel, options: argparse.Namespace) -> None:
+    """Print rank 1, 5 and 10; write them on demand."""
+    result = tinyface.identify_tinyface(FaceModel(model), options.data, batch_size=options.batch_size)
+    print("  ".join(f"{name}: {value:.4g}" for name, value in result.items()))
+    if options.output:
+        storage.write_bytes(options.output, dump_json(result).encode())
+
+
 def _find_sets(url: str) -> list[str]:
     """URLs of the ``.bin`` files of a folder, or the file that is named."""
     if url.endswith(".bin"):
@@ -191,6 +199,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("embed", "embeddings of a dataset, of a folder of pictures or of pictures, as .npz"),
         ("similarity", "of two photographs"),
         ("groups", "accuracy, FPR and FNR by group (RFW): a .bin file a group"),
+        ("tinyface", "1:N among distractors, in TinyFace's layout"),
         ("quality", "error against reject, by the length of the embeddings"),
     ):
         tool = tools.add_parser(name, help=text, description=text)
