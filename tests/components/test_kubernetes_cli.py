@@ -60,6 +60,26 @@ def test_an_elastic_job_waits_for_its_least_number_only(server: ApiServer) -> No
     assert command[command.index("--train.max-processes") + 1] == "32"
 
 
+def test_a_file_that_torchxconfig_names_is_read_alone_and_a_changed_copy_of_ours_does(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    text = (jobs.ROOT / ".torchxconfig").read_text()
+    (tmp_path / "copy").write_text(text.replace("queue = default", "queue = fast"))
+    server.put("/apis/scheduling.volcano.sh/v1beta1/queues/fast", {"status": {"state": "Open"}})
+    variables = {"KUBECONFIG": str(server.kubeconfig), "HOME": str(tmp_path)}
+    command = ["run", *DIST, "--nnodes", "1"]
+    done = jobs.torchx(*command, variables={**variables, "TORCHXCONFIG": str(tmp_path / "copy")})
+    assert done.returncode == 0, done.stderr
+    (job,) = server.jobs()
+    assert job["spec"]["queue"] == "fast"
+    for task in job["spec"]["tasks"]:
+        resources = task["template"]["spec"]["containers"][0]["resources"]
+        assert all(resources["limits"][name] == value for name, value in resources["requests"].items())
+    (tmp_path / "alone").write_text("[cli:run]\nworkspace =\n")
+    done = jobs.torchx(*command, variables={**variables, "TORCHXCONFIG": str(tmp_path / "alone")})
+    assert plain_lines(done)[-1].startswith("error: no image: pass --image")  # ours was not read beside it
+
+
 def test_a_dry_run_asks_the_server_and_creates_nothing(server: ApiServer) -> None:
     done = torchx(server, "run", "--dryrun", *DIST, "--nnodes", "4")
     assert done.returncode == 0, done.stderr
