@@ -15,8 +15,6 @@ from torch.utils.checkpoint import checkpoint
 
 from app.backbones.precision import parameter_precision
 
-_WIDTHS = (64, 128, 256, 512)
-
 
 class IRBlock(nn.Module):
     """BN - conv3x3 - BN - PReLU - conv3x3(stride) - BN, plus the shortcut."""
@@ -47,6 +45,7 @@ class IR(nn.Module):
 
     Args:
         blocks: residual blocks of the four stages.
+        widths: channels of the four stages; the stem has the first.
         gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
     """
 
@@ -54,6 +53,7 @@ class IR(nn.Module):
         self,
         blocks: Sequence[int],
         *,
+        widths: Sequence[int] = (64, 128, 256, 512),
         embedding_size: int = 512,
         image_size: int = 112,
         dropout: float = 0.4,
@@ -62,10 +62,10 @@ class IR(nn.Module):
         super().__init__()
         self.blocks, self.gradient_checkpointing = tuple(blocks), gradient_checkpointing
         self.input_layer = nn.Sequential(
-            nn.Conv2d(3, _WIDTHS[0], 3, 1, 1, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.PReLU(_WIDTHS[0])
+            nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])
         )
-        body, channels, side = [], _WIDTHS[0], image_size
-        for depth, width in zip(blocks, _WIDTHS, strict=True):
+        body, channels, side = [], widths[0], image_size
+        for depth, width in zip(blocks, widths, strict=True):
             body += [IRBlock(channels, width, 2), *(IRBlock(width, width, 1) for _ in range(depth - 1))]
             channels, side = width, -(-side // 2)
         self.body = nn.Sequential(*body)
