@@ -92,6 +92,7 @@ def make_trainer(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: i
 def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
     """The backbone as it is trained: on its device, in its memory format, compiled where asked for."""
     backbone = build_model(recipe.model, recipe.data.image_size).to(world.device.torch_device)
+    _look_for_lone_images(recipe, backbone)
     if recipe.train.sync_bn and world.size > 1:
         if not world.device.has_sync_bn:
             raise RecipeError("train.sync_bn needs an accelerator: torch has no synchronised BatchNorm on the CPU")
@@ -107,6 +108,17 @@ def make_backbone(recipe: Recipe, world: World, plan: ElasticPlan) -> nn.Module:
     if recipe.model.compile:
         backbone.compile()
     return backbone.train()
+
+
+def _look_for_lone_images(recipe: Recipe, backbone: nn.Module) -> None:
+    """Refuse micro-batches of one image where a BatchNorm of embeddings would have to learn from it."""
+    rests = recipe.model.freeze in ("backbone", "batchnorm") and not recipe.model.freeze_epochs
+    norms = any(isinstance(module, nn.BatchNorm1d) for module in backbone.modules())
+    if recipe.train.batch_size == 1 and norms and not rests and not recipe.train.sync_bn:
+        raise RecipeError(
+            f"train.batch_size 1: {recipe.model.backbone} normalises over the images of a micro-batch, and one has no "
+            "spread: take 2 or more, or --model.freeze batchnorm with weights that are trained"
+        )
 
 
 def make_head(recipe: Recipe, world: World, plan: ElasticPlan, num_classes: int) -> PartialFC:

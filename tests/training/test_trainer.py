@@ -147,6 +147,16 @@ def test_synchronised_batch_norm_needs_an_accelerator_and_equal_shares() -> None
         make_trainer(recipe, World(0, 3, 0, npu), ElasticPlan(4, 3), CLASSES)
 
 
+def test_one_image_a_micro_batch_is_refused_unless_its_statistics_rest() -> None:
+    with pytest.raises(AppError, match=r"train\.batch_size 1: r10_small normalises over the images of a micro-batch"):
+        make(0, 1, batch_size=1, precision="fp32")
+    recipe = replace(RECIPE, train=replace(RECIPE.train, batch_size=1, precision="fp32"))
+    recipe = replace(recipe, model=replace(RECIPE.model, freeze="batchnorm"))
+    trainer = make_trainer(recipe, World(0, 1, 0, detect_device()), ElasticPlan(2, 1), CLASSES)
+    made = [replace(b, images=b.images[:1], labels=b.labels[:1], positions=b.positions[:1]) for b in batches(trainer)]
+    assert trainer.step(0, made, 0.01).loss > 0
+
+
 def not_finite(rank: int, world: int) -> tuple[str, list[list[int]], bool]:
     trainer = make(rank, world, precision="fp32")
     with torch.no_grad():
