@@ -1,22 +1,24 @@
-"""Loading: the bare decoder, the reference's pipeline and ours on the same images; the first batch of a large dataset.
+"""Loading: the bare decoder, other libraries and ours on the same faces; from S3 and a cache; the first batch of 17 M.
 
-    python -m benchmarks.data [--images N] [--index-lines N]
+    python -m benchmarks.data [--images N] [--index-lines N] [--mxnet-python P] [--torch-python P] [--chart FILE]
 
-All sides decode the same JPEG files on one thread, in alternating rounds; medians are printed. The reference's pipeline
-is stood in for by its steps (whole-record read, decode, PIL flip, to float, normalise per image); mxnet itself needs an
-environment of its own and is not measured here. Nor are other libraries.
+All sides decode the same JPEG files on one thread, in alternating rounds; medians of images a second of processor time
+are printed. ``data_peers.py`` has the other libraries; their environments are the interpreters that are named: mxnet
+1.9.1 with Pillow, and torch with torchvision, webdataset, mosaicml-streaming and litdata.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +26,22 @@ import simplejpeg
 import torch
 from PIL import Image
 
+from app import storage
 from app.data.augment import AUGMENTATIONS
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
 from app.data.decode import encode_jpeg
 from app.data.pixels import normalise_
+from app.data.prepare.orl import load_faces
 from app.data.record_writer import RecordWriter, write_identity_layout
-from app.data.recordio import ImageHeader, pack_image, pack_record, unpack_image, unpack_record
+from app.data.recordio import ImageHeader, pack_image, pack_record
 from benchmarks.machine import describe
+from demo.object_store import ObjectStore
 
-ROUNDS, BATCH = 5, 128
+ROUNDS, BATCH = 3, 128
+PEERS = Path(__file__).with_name("data_peers.py").resolve()
 _FIRST_BATCH = """
-import resource, sys, time
+import sys, time
 started = time.perf_counter()
 from concurrent.futures import ThreadPoolExecutor
 from app.data.build import make_loader, open_source
@@ -48,21 +54,65 @@ loader = make_loader(source, config, num_classes=source.num_classes, batch_size=
 with ThreadPoolExecutor(8) as pool:
     WindowStream(source, loader.order, 0, 0, pool).read(0, 128)
     done = time.perf_counter()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+with open("/proc/self/status") as status:
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
 print(f"{done - started:.2f} s from import to the first batch's records, {opened - started:.2f} s of it to open; "
-      f"peak memory {peak:.0f} MiB")
+      f"{time.process_time():.2f} s of processor time; peak memory {peak:.0f} MiB")
 loader.close()
 """
 
 
-def write_images(folder: str, count: int) -> None:
-    """Smooth noise of the size of faces: about 7 kB a JPEG."""
+def faces() -> list[bytes]:
+    """The ORL photographs with colours of smooth noise, as OpenCV would encode them: quality 95, halved chroma."""
     generator = np.random.default_rng(0)
-    small = generator.integers(0, 256, (64, 28, 28, 3), dtype=np.uint8)
-    jpegs = [encode_jpeg(np.asarray(Image.fromarray(image).resize((112, 112)))) for image in small]
+    encoded = []
+    for photograph in (photograph for person in load_faces() for photograph in person):
+        pixels = np.asarray(Image.open(io.BytesIO(photograph)).convert("YCbCr")).copy()
+        for channel, mean in ((1, 110), (2, 150)):
+            coarse = Image.fromarray(generator.normal(0, 10, (14, 14)).astype(np.float32))
+            smooth = np.asarray(coarse.resize((112, 112), Image.Resampling.BICUBIC))
+            noise = generator.normal(0, 1.5, (112, 112))
+            pixels[..., channel] = np.clip(mean + smooth + noise, 0, 255)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels, "YCbCr").convert("RGB").save(buffer, "JPEG", quality=95, subsampling=2)
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+def write_images(folder: str, count: int) -> None:
+    """The same images as records and as files, 50 a person."""
+    jpegs = faces()
     print(f"{count} images of {statistics.mean(map(len, jpegs)):.0f} bytes")
     with RecordWriter(f"{folder}/train.rec") as writer:
-        write_identity_layout(writer, [i // 50 for i in range(count)], (jpegs[i % 64] for i in range(count)))
+        write_identity_layout(writer, [i // 50 for i in range(count)], (jpegs[i % len(jpegs)] for i in range(count)))
+    for i in range(count):
+        path = Path(folder, "people", f"{i // 50:05d}", f"{i:06d}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpegs[i % len(jpegs)])
+
+
+def peer(python: str, side: str, folder: str) -> Callable[[], tuple[int, float]]:
+    """An epoch of another library, after one to warm up: images and processor seconds."""
+    hidden = ("PYTHON", "OPENBLAS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    environment["OMP_NUM_THREADS"] = "1"
+
+    def run() -> tuple[int, float]:
+        command = [python, str(PEERS), "read", side, folder, "2"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=folder)
+        lines = [line[7:] for line in answer.stdout.splitlines() if line.startswith("RESULT ")]
+        result = json.loads(lines[-1])
+        return int(result["images"]), float(result["processor"])
+
+    return run
+
+
+def write_peers(python: str, formats: Sequence[str], folder: str) -> None:
+    """The images in other libraries' formats."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OPENBLAS"))}
+    for name in formats:
+        command = [python, str(PEERS), "write", name, folder]
+        subprocess.run(command, capture_output=True, check=True, env=environment, cwd=folder)
 
 
 def bare_decoder(folder: str) -> Callable[[], int]:
@@ -78,31 +128,11 @@ def bare_decoder(folder: str) -> Callable[[], int]:
     return run
 
 
-def reference_steps(folder: str) -> Callable[[], int]:
-    """The steps of arcface_torch's MXFaceDataset and its transforms."""
-    source = open_source(DataConfig(url=folder), 0)
-    generator = np.random.default_rng(0)
-
-    def run() -> int:
-        images = []
-        for position in generator.permutation(len(source)):
-            _, data = unpack_image(unpack_record(source.read(np.array([position]))[0])[0])
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-            if generator.random() < 0.5:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-            images.append(tensor.sub_(0.5).div_(0.5))
-            if len(images) == BATCH:
-                torch.stack(images)
-                images = []
-        return len(source)
-
-    return run
-
-
-def our_loader(folder: str, augment: str) -> Callable[[], int]:
-    """An epoch of ours, to normalised float batches."""
-    config = DataConfig(url=folder, augment=augment, workers=1, prefetch=1)
+def our_loader(
+    folder: str, augment: str, *, floats: bool = False, window: int = 0, cache: str = ""
+) -> Callable[[], int]:
+    """An epoch of ours, to augmented uint8 batches, which is what a device is sent, or to normalised floats."""
+    config = DataConfig(url=folder, augment=augment, workers=1, prefetch=1, window=window, cache=cache)
     source = open_source(config, 0)
     loader = make_loader(source, config, num_classes=source.num_classes, batch_size=BATCH, logical_workers=1, seed=0)
     epoch = 0
@@ -111,7 +141,9 @@ def our_loader(folder: str, augment: str) -> Callable[[], int]:
         nonlocal epoch
         count = 0
         for (batch,) in loader.steps(epoch, 0, [0]):
-            normalise_(batch.augmented(batch.images).float())
+            images = batch.augmented(batch.images)
+            if floats:
+                normalise_(images.float())
             count += len(batch.labels)
         epoch += 1
         return count
@@ -119,14 +151,15 @@ def our_loader(folder: str, augment: str) -> Callable[[], int]:
     return run
 
 
-def measure(sides: dict[str, Callable[[], int]]) -> dict[str, float]:
+def measure(sides: dict[str, Callable[[], int | tuple[int, float]]]) -> dict[str, float]:
     """Images a second of processor time (all threads) of each side, medians of alternating rounds."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(ROUNDS):
         for name, run in sides.items():
             started = time.process_time()
-            count = run()
-            rates[name].append(count / (time.process_time() - started))
+            answer = run()
+            count, seconds = answer if isinstance(answer, tuple) else (answer, time.process_time() - started)
+            rates[name].append(count / seconds)
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
@@ -148,29 +181,75 @@ def first_batch(folder: str, lines: int) -> None:
         print(f"{lines:,} records on local disk, {name}: {answer}")
 
 
+def chart(path: str, rates: dict[str, float]) -> None:
+    """Bars of all sides."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.35 * len(rates) + 1), layout="constrained")
+    axes = figure.subplots()
+    names = list(rates)[::-1]
+    axes.barh(names, [rates[name] for name in names], color=["C0" if "ours" in name else "0.6" for name in names])
+    axes.set_xlabel("images a second of processor time")
+    figure.savefig(path, dpi=110)
+
+
+def report(rates: dict[str, float]) -> None:
+    """The table, and each bar."""
+    bare, local = rates["bare decoder"], rates["ours, flip"]
+    reference = rates.get("reference", float("nan"))
+    print("| side | img/s per core-second | of the bare decoder | times the reference's |\n| --- | --- | --- | --- |")
+    for name, rate in rates.items():
+        print(f"| {name} | {rate:,.0f} | {rate / bare:.0%} | {rate / reference:.2f} |")
+    bars = [
+        ("ours, flip", 0.85 * bare, "85 % of the bare decoder"),
+        ("ours, flip", 5 * reference, "5x the reference's"),
+    ]
+    bars += [("ours, reference", 5000.0, ""), ("ours, adaface", 5000.0, "")]
+    bars += [("ours, flip, S3", 0.9 * local, "90 % of local"), ("ours, flip, cached", 0.95 * local, "95 % of local")]
+    others = [rate for name, rate in rates.items() if not name.startswith(("ours", "bare"))]
+    if others:
+        bars.append(("ours, flip, to floats", max(others), "the fastest other library"))
+    print()
+    for name, bar, what in bars:
+        verdict = "reached" if rates[name] >= bar else "MISSED"
+        print(f"- {name}: {rates[name]:,.0f} img/s, bar {bar:,.0f} {what}: {verdict}")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=6400)
     parser.add_argument("--index-lines", type=int, default=17_000_000)
+    parser.add_argument("--mxnet-python", default="", help="interpreter with mxnet 1.9.1")
+    parser.add_argument("--torch-python", default="", help="interpreter with the other libraries")
+    parser.add_argument("--chart", default="", help="picture to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(describe())
-    with tempfile.TemporaryDirectory() as folder:
+    print(f"load of the machine at the start: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    with tempfile.TemporaryDirectory() as folder, ObjectStore(Path(folder, "weed", "data"), "faces") as store:
+        os.environ.update(store.environment)
         write_images(folder, options.images)
-        sides = {"bare decoder": bare_decoder(folder), "steps of the reference's pipeline": reference_steps(folder)}
+        for name in ("train.rec", "train.idx"):
+            storage.write_bytes(f"s3://faces/set/{name}", Path(folder, name).read_bytes())
+        window = options.images // 10
+        sides: dict[str, Callable[[], int | tuple[int, float]]] = {"bare decoder": bare_decoder(folder)}
         sides |= {f"ours, {name}": our_loader(folder, name) for name in AUGMENTATIONS}
+        sides |= {f"ours, {name}, to floats": our_loader(folder, name, floats=True) for name in ("flip", "reference")}
+        sides["ours, flip, S3"] = our_loader("s3://faces/set", "flip", window=window)
+        sides["ours, flip, cached"] = our_loader("s3://faces/set", "flip", window=window, cache=f"{folder}/cache")
+        sides["ours, flip, cached"]()
+        if options.mxnet_python:
+            write_peers(options.mxnet_python, ["mxnet"], folder)
+            sides |= {name: peer(options.mxnet_python, name, folder) for name in ("reference", "ImageRecordIter")}
+        if options.torch_python:
+            write_peers(options.torch_python, ["webdataset", "mosaic", "litdata"], folder)
+            others = ("ImageFolder", "webdataset", "mosaicml-streaming", "litdata")
+            sides |= {name: peer(options.torch_python, name, folder) for name in others}
         rates = measure(sides)
-        bare, reference = rates["bare decoder"], rates["steps of the reference's pipeline"]
-        print(
-            "| side | img/s per core-second | of the bare decoder | times the reference's |\n| --- | --- | --- | --- |"
-        )
-        for name, rate in rates.items():
-            print(f"| {name} | {rate:,.0f} | {rate / bare:.0%} | {rate / reference:.2f} |")
-        bars = [("flip", 0.85 * bare), ("flip", 5 * reference), ("reference", 5000.0), ("adaface", 5000.0)]
-        for name, bar in bars:
-            rate = rates[f"ours, {name}"]
-            print(f"{name}: {rate:,.0f} img/s, bar {bar:,.0f}: {'reached' if rate >= bar else 'MISSED'}")
+        report(rates)
+        if options.chart:
+            chart(options.chart, rates)
     with tempfile.TemporaryDirectory() as folder:
         first_batch(folder, options.index_lines)
 

@@ -7,6 +7,7 @@ be written, each process holds the arrays itself.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -99,9 +100,20 @@ def _publish(path: Path, record: ObjectInfo, url: str, text: ObjectInfo | None) 
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in sorted(path.parent.glob("*/index.json"), key=lambda item: item.stat().st_mtime)[:-_KEEP]:
-        shutil.rmtree(old.parent, ignore_errors=True)  # who has mapped it keeps it
-    return _load(path)
+    loaded = _load(path)
+    _forget_old(path.parent)
+    return loaded
+
+
+def _forget_old(folder: Path) -> None:
+    """Delete all but the indexes that were used last: who has mapped one keeps it."""
+    found = []
+    for details in folder.glob("*/index.json"):
+        with contextlib.suppress(FileNotFoundError):  # another process deletes too
+            found.append((details.stat().st_mtime_ns, details.parent))
+    for _, old in sorted(found)[:-_KEEP]:
+        if not old.name.startswith("new-"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _load(path: Path) -> RecordIndex:
