@@ -42,7 +42,7 @@ def reference(folder: Path) -> Callable[[], Iterator[Any]]:
             _, encoded = mx.recordio.unpack(record.read_idx(int(key)))
             image = Image.fromarray(mx.image.imdecode(encoded).asnumpy())
             if generator.random() < 0.5:
-                image = image.transpose(Image.FLIP_LEFT_RIGHT)
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32) / 255
             images.append((pixels - 0.5) / 0.5)
             if len(images) == BATCH:
@@ -84,7 +84,7 @@ def transform() -> Callable[[Any], Any]:
     from torchvision import transforms  # type: ignore[import-not-found]
 
     steps = [transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    return transforms.Compose(steps)  # type: ignore[no-any-return]
+    return transforms.Compose(steps)
 
 
 def image_folder(folder: Path) -> Callable[[], Iterator[Any]]:
@@ -118,7 +118,7 @@ def mosaic(folder: Path) -> Callable[[], Iterator[Any]]:
             sample = super().__getitem__(at)
             return change(sample["image"]), sample["label"]
 
-    loader = DataLoader(Faces(local=str(folder / "mosaic"), shuffle=True, batch_size=BATCH), BATCH)
+    loader: Any = DataLoader(Faces(local=str(folder / "mosaic"), shuffle=True, batch_size=BATCH), BATCH)
     return lambda: iter(loader)
 
 
