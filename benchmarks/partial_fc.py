@@ -42,7 +42,10 @@ SIZE, SCALE, MARGIN, LR = 512, 64.0, 0.5, 0.1
 
 @dataclass(frozen=True)
 class Case:
-    """``stored``: type of centres and momentum. ``faster``, ``gigabytes``: the bars, 0 where there is none."""
+    """``stored``: type of centres, and of momentum unless ``momentum`` says another.
+
+    ``faster``, ``gigabytes``: the bars, 0 where there is none.
+    """
 
     classes: int
     rate: float
@@ -52,6 +55,7 @@ class Case:
     faster: float = 0.0
     gigabytes: float = 0.0
     alone: bool = False
+    momentum: str = ""
 
     @property
     def name(self) -> str:
@@ -94,7 +98,7 @@ def make_ours(case: Case) -> Step:
     """This project's head."""
     config = HeadConfig(m2=MARGIN, scale=SCALE, sample_rate=case.rate, centre_dtype=case.stored)
     head = PartialFC(config, HeadShape(SIZE, case.classes, matmul_dtype=dtype_of(case.precision)))
-    optimizer = CentreOptimizer(head, "sgd", momentum_dtype=dtype_of(case.stored))
+    optimizer = CentreOptimizer(head, "sgd", momentum_dtype=dtype_of(case.momentum or case.stored))
 
     def step(number: int, embeddings: Tensor, labels: Tensor) -> float:
         head.begin_step(number, labels)
@@ -189,18 +193,24 @@ def run_side(side: str, case: Case, steps: int, threads: int) -> dict[str, Any]:
     return {**figures, "losses": losses, "gigabytes": peak}
 
 
+def run_process(side: str, case: Case, steps: int, threads: int) -> dict[str, Any]:
+    """``run_side`` in a process of its own."""
+    task = json.dumps({"side": side, "case": asdict(case), "steps": steps, "threads": threads})
+    command = [sys.executable, "-m", "benchmarks.partial_fc", "--task", task]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{side}, {case.name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def measure(case: Case, rounds: int, steps: int, threads: int) -> dict[str, dict[str, Any]]:
     """Median seconds and highest peak of each side, in alternating processes."""
     sides = ("ours",) if case.alone else ("reference", "ours")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            task = json.dumps({"side": side, "case": asdict(case), "steps": steps, "threads": threads})
-            command = [sys.executable, "-m", "benchmarks.partial_fc", "--task", task]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{side}, {case.name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-            found[side].append(json.loads(done.stdout))
+            found[side].append(run_process(side, case, steps, threads))
     return {
         side: {
             **{key: statistics.median(value for run in runs for value in run[key]) for key in MEDIANS},
