@@ -6,15 +6,17 @@ AdamW takes it in a buffer of one block.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from app.head.lanes import in_lanes
 from app.head.partial_fc import Part, PartialFC
 from app.head.shaped_softmax import ShapedGradient, shaped_block_gradient
-from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, Samples, block_gradient
+from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, block_gradient
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,34 @@ class CentreOptimizer:
         """
         self.steps += 1
         for part in self.head.take_parts(gradient_scale):
-            if self.dense and part.active.rows is not None:
-                self._update_all(part, lr)
-                continue
-            centres = part.active.centres
-            gradient_of = self._gradients(part.active, part.samples)
-            for block in part.active.blocks(self.head.block_classes(len(part.samples))):
-                weight = block.read(centres)
-                self._update(part, block, weight, gradient_of(block, weight), lr)
+            update, active = self._update_active, part.active
+            if self.dense and active.rows is not None:
+                update, active = self._update_all, ActiveCentres(active.centres, None)
+            blocks = active.blocks(self.head.block_classes(len(part.samples)))
+            in_lanes(partial(update, part, lr), blocks, active.centres.device)
 
-    def _gradients(self, active: ActiveCentres, samples: Samples) -> Callable[[Block, Tensor], Gradient]:
-        settings, size = self.head.settings, self.head.block_classes(len(samples))
+    def _gradients(self, part: Part, blocks: Sequence[Block]) -> Callable[[Block, Tensor], Gradient]:
+        settings, active, samples = self.head.settings, part.active, part.samples
         unit = samples.unit.to(settings.dtype)
         if not settings.plain:
             return lambda block, weight: shaped_block_gradient(samples, unit, block, weight, settings)
-        buffers = Buffers(len(samples), min(size, len(active)), unit.device)
+        buffers = Buffers(len(samples), blocks, unit.device)
         return lambda block, weight: block_gradient(samples, unit, active, block, weight, settings, buffers)
 
-    def _update_all(self, part: Part, lr: float) -> None:
-        """``dense`` where classes were sampled: a block of all centres at a time, with gradient 0 for most."""
-        active, samples = part.active, part.samples
+    def _update_active(self, part: Part, lr: float, blocks: Sequence[Block]) -> None:
+        """Blocks of the active classes."""
+        gradient_of = self._gradients(part, blocks)
+        for block in blocks:
+            weight = block.read(part.active.centres)
+            self._update(part, block, weight, gradient_of(block, weight), lr)
+
+    def _update_all(self, part: Part, lr: float, blocks: Sequence[Block]) -> None:
+        """``dense`` where classes were sampled: blocks of all centres, with gradient 0 for most."""
+        active = part.active
         assert active.rows is not None
         rows = active.rows.cpu()
-        gradient_of = self._gradients(active, samples)
-        for block in ActiveCentres(active.centres, None).blocks(self.head.block_classes(len(samples))):
+        gradient_of = self._gradients(part, blocks)  # of the active classes in a block there are at most as many
+        for block in blocks:
             weight = block.read(active.centres)
             whole = torch.zeros_like(weight)
             first, last = torch.searchsorted(rows, torch.tensor([block.start, block.stop])).tolist()

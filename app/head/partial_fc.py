@@ -19,8 +19,8 @@ from app.head.class_shards import class_range, sample_classes
 from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
 from app.head.config import HeadConfig
 from app.head.margins import make_margin
-from app.head.shaped_softmax import ShapedLogSumExp, own_direction
-from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings
+from app.head.shaped_softmax import own_direction, shaped_log_sum_exp
+from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings, log_sum_exp
 from app.seeds import torch_stream
 from app.settings import first_problem
 
@@ -189,11 +189,7 @@ class PartialFC(nn.Module):
         own, strange = self._own_rows(labels)
         cosine = self._own_cosines(unit, own)
         threshold = self._follow(norms, cosine, own, labels)
-        block = self.block_classes(len(unit))
-        if self.settings.plain:
-            others = BlockwiseLogSumExp.apply(unit, self.active, own, self.settings, block)
-        else:
-            others = ShapedLogSumExp.apply(unit, self.active, own, self.settings, block, threshold)
+        others = self._others(unit, own, threshold)
         if training:
             cosine.retain_grad()
             others.retain_grad()
@@ -210,6 +206,20 @@ class PartialFC(nn.Module):
             loss = loss + extra
         loss = torch.where(labels == ABSENT, 0, loss)
         return torch.where(strange, torch.nan, loss).sum() / global_batch
+
+    def _others(self, unit: Tensor, own: Tensor, threshold: Tensor | None) -> Tensor:
+        """Log-sum-exp of this rank's active classes but the own one, float32 [N]."""
+        active, settings = self.active, self.settings
+        blocks = active.blocks(self.block_classes(len(unit)))
+        if settings.plain:
+            others = BlockwiseLogSumExp.apply(unit, blocks, lambda x, some: log_sum_exp(x, active, own, settings, some))
+            active.measured = True
+        else:
+            others = BlockwiseLogSumExp.apply(
+                unit, blocks, lambda x, some: shaped_log_sum_exp(x, active, own, settings, some, threshold)
+            )
+        found: Tensor = others
+        return found
 
     def finite(self) -> Tensor:
         """Whether the gradient of the centres is finite on this rank, bool []; known from numbers a sample."""

@@ -139,9 +139,10 @@ class ReproduciblePartialFC(PartialFC):
         return lse, cosine, gradient
 
     def _log_sum_exp(self, kept: _Kept, active: ActiveCentres, size: int) -> tuple[Tensor, Tensor]:
+        blocks = active.blocks(size)
         if self.settings.plain:
-            return log_sum_exp(kept.unit, active, kept.own, self.settings, size)
-        return shaped_log_sum_exp(kept.unit, active, kept.own, self.settings, size, kept.threshold)
+            return log_sum_exp(kept.unit, active, kept.own, self.settings, blocks)
+        return shaped_log_sum_exp(kept.unit, active, kept.own, self.settings, blocks, kept.threshold)
 
     def _thresholds(self, cosine: Tensor, turn: int) -> Tensor | None:
         """Above which cosines of other classes are hard, [W, B], from own cosines [S, W, B]; or None."""

@@ -17,8 +17,8 @@ maximum is always subtracted. The plain head pays nothing for any of this, since
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def shaped_log_sum_exp(
     active: ActiveCentres,
     own: Tensor,
     settings: SoftmaxSettings,
-    block_size: int,
+    blocks: Sequence[Block],
     threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See ``app.head.softmax.log_sum_exp``.
@@ -96,7 +96,7 @@ def shaped_log_sum_exp(
     total, towards = unit.new_zeros(len(unit)), torch.zeros_like(unit)
     highest = unit.new_full((len(unit),), -torch.inf)
     shift = unit.new_zeros(len(unit))
-    for block in active.blocks(block_size):
+    for block in blocks:
         shaped = _shape(operand, block.read(active.centres), settings, threshold)
         terms = shaped.logits * settings.scale
         put_in_column(terms, own - block.start, terms.new_full((1,), -torch.inf))
@@ -111,31 +111,6 @@ def shaped_log_sum_exp(
     found = total != 0  # true of NaN, which must show
     lse = torch.where(found, torch.log(total) + shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
-
-
-class ShapedLogSumExp(torch.autograd.Function):
-    """``shaped_log_sum_exp`` for autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        unit: Tensor,
-        active: ActiveCentres,
-        own: Tensor,
-        settings: SoftmaxSettings,
-        block_size: int,
-        threshold: Tensor | None,
-    ) -> Tensor:
-        """float32 [N, D] -> float32 [N]."""
-        lse, gradient = shaped_log_sum_exp(unit, active, own, settings, block_size, threshold)
-        ctx.save_for_backward(gradient)
-        return lse
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """One multiplication; the centres have no gradient."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0][:, None], None, None, None, None, None
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,14 @@ update) add up to 2^15, so the sum of unit vectors is at most that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from app.head.lanes import in_lanes, join_sums
 
 LARGEST_PLAIN_SCALE = 64.0
 _WEIGHT_SUM = 2.0**15
@@ -86,30 +88,31 @@ class Block:
             values[self.rows].copy_(changed)
 
 
+SumOfBlocks = Callable[[Tensor, Sequence[Block]], tuple[Tensor, Tensor]]
+
+
 class ActiveCentres:
     """The centres that take part in a step: all of [C, D], or some rows (int64 [K], ascending)."""
 
     def __init__(self, centres: Tensor, rows: Tensor | None) -> None:
         self.centres, self.rows = centres, rows
         self._lengths = torch.empty(len(self), device=centres.device)
-        self._measured = 0  # lengths of the first classes are known; they hold until the update
+        self.measured = False  # whether all lengths are known; they hold until the update
 
     def __len__(self) -> int:
         return len(self.centres) if self.rows is None else len(self.rows)
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int) -> list[Block]:
         """All active classes, ``size`` at a time."""
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield Block(start, stop, slice(start, stop) if self.rows is None else self.rows[start:stop])
+        ends = [(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        return [Block(*end, slice(*end) if self.rows is None else self.rows[slice(*end)]) for end in ends]
 
     def operand(self, block: Block, weight: Tensor, dtype: torch.dtype) -> Operand:
         """A block's centres ``float32 [k, D]``, made ready for products."""
         lengths = self._lengths[block.start : block.stop]
-        if self._measured < block.stop:
+        if not self.measured:
             torch.linalg.vector_norm(weight, dim=1, out=lengths)
             lengths.clamp_min_(_TINY)
-            self._measured = block.stop
         inverse = lengths.reciprocal()
         if dtype != torch.float16:
             return Operand(weight.to(dtype), lengths, inverse, inverse)
@@ -134,8 +137,9 @@ class Operand:
 class Buffers:
     """Two arrays [samples, classes] that all blocks share: fresh ones for every block would cost page faults."""
 
-    def __init__(self, samples: int, classes: int, device: torch.device) -> None:
+    def __init__(self, samples: int, blocks: Sequence[Block], device: torch.device) -> None:
         self.samples = samples
+        classes = max((block.stop - block.start for block in blocks), default=0)
         self._flat = torch.empty((2, samples * classes), device=device)
 
     def views(self, classes: int) -> tuple[Tensor, Tensor]:
@@ -145,9 +149,9 @@ class Buffers:
 
 
 def log_sum_exp(
-    unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, block_size: int
+    unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, blocks: Sequence[Block]
 ) -> tuple[Tensor, Tensor]:
-    """lse float32 [N], -inf where no other class is active here, and its gradient by ``unit``, float32 [N, D].
+    """lse float32 [N], -inf where no other class is in the blocks, and its gradient by ``unit``, float32 [N, D].
 
     Args:
         unit: float32 [N, D], embeddings of length 1.
@@ -159,8 +163,8 @@ def log_sum_exp(
     running = settings.scale > LARGEST_PLAIN_SCALE
     highest = unit.new_full((len(unit),), -torch.inf)  # logit so far, where a running maximum is needed
     shift = unit.new_zeros(len(unit))
-    buffers = Buffers(len(unit), min(block_size, len(active)), unit.device)
-    for block in active.blocks(block_size):
+    buffers = Buffers(len(unit), blocks, unit.device)
+    for block in blocks:
         operand = active.operand(block, block.read(active.centres), settings.dtype)
         raw, terms = buffers.views(block.stop - block.start)
         _multiply(operand_of_products, operand.weight.T, raw)
@@ -191,14 +195,12 @@ def log_sum_exp(
 
 
 class BlockwiseLogSumExp(torch.autograd.Function):
-    """``log_sum_exp`` for autograd: the gradient by the embeddings is there when the value is."""
+    """A log-sum-exp for autograd: the gradient by the embeddings is there when the value is."""
 
     @staticmethod
-    def forward(
-        ctx: Any, unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, block_size: int
-    ) -> Tensor:
-        """float32 [N, D] -> float32 [N]."""
-        lse, gradient = log_sum_exp(unit, active, own, settings, block_size)
+    def forward(ctx: Any, unit: Tensor, blocks: Sequence[Block], of_blocks: SumOfBlocks) -> Tensor:
+        """float32 [N, D] -> float32 [N]; ``of_blocks`` as ``log_sum_exp``, of some blocks."""
+        lse, gradient = join_sums(in_lanes(lambda some: of_blocks(unit, some), blocks, unit.device))
         ctx.save_for_backward(gradient)
         return lse
 
@@ -206,7 +208,7 @@ class BlockwiseLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """One multiplication; the centres have no gradient."""
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0][:, None], None, None, None, None
+        return gradient * gradients[0][:, None], None, None
 
 
 @dataclass(frozen=True)
