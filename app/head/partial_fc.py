@@ -36,7 +36,8 @@ def product_dtype(precision: str, train_precision: str, device_kind: str) -> tor
     """Type of the head's products for ``head.precision``.
 
     ``auto`` takes float16 where an accelerator trains in half precision: its products are as fast as bfloat16's and
-    eight times as exact, and the head scales them so that float16's range suffices. A CPU gains little by either.
+    eight times as exact, and the head scales them so that float16's range suffices. A CPU keeps float32: few have
+    instructions for either, and only bfloat16 is faster there.
     """
     if precision == "auto":
         precision = "fp32" if device_kind == "cpu" or train_precision == "fp32" else "fp16"
