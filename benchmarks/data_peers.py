@@ -9,8 +9,8 @@ nothing of the project, and runs on Python 3.8, which mxnet 1.9.1 needs.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Iterator  # noqa: UP035 - Python 3.8
@@ -201,8 +201,14 @@ WRITERS = {"mxnet": write_mxnet, "webdataset": write_webdataset, "mosaic": write
 
 def main() -> None:
     """Write or read, as the arguments say."""
-    action, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-    if action == "write":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["write", "read"])
+    parser.add_argument("name", choices=sorted({*SIDES, *WRITERS}))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("rounds", type=int, nargs="?", default=1)
+    options = parser.parse_args()
+    name, folder = options.name, options.folder
+    if options.action == "write":
         WRITERS[name](folder)
         return
     if name not in ("reference", "ImageRecordIter"):
@@ -210,7 +216,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
     epoch = SIDES[name](folder)
-    for _ in range(int(sys.argv[4])):
+    for _ in range(options.rounds):
         started, processor, count = time.perf_counter(), time.process_time(), 0
         for batch in epoch():
             count += len(batch[0]) if isinstance(batch, (list, tuple)) else len(batch)
