@@ -55,9 +55,11 @@ class Handler(BaseHTTPRequestHandler):
     folder = Path()
 
     def do_HEAD(self) -> None:
+        """Size and tag of a file."""
         self._answer(body=False)
 
     def do_GET(self) -> None:
+        """A range of a file, or all of it."""
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
