@@ -24,6 +24,7 @@ from app.elastic.signed_store import connect
 SECTIONS = ("data", "forward", "head", "backward", "update", "checkpoint", "verification")  # in the order of a step
 EXIT_HANG = 70  # EX_SOFTWARE
 _INTERVAL = 5.0  # seconds between two signs of life
+_LEAVE = 30.0  # seconds that a thread at the store is waited for; its connection and each request take 10 at most
 _MARGIN = 60.0  # seconds after which the C library acts, where no Python thread can
 
 
@@ -102,9 +103,14 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Watch no more; waits for the thread to be out of the store.
+
+        A thread that is in C++ when Python ends is unwound there, which aborts the process: a finished run would fail.
+        """
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._thread.is_alive():
+            self._thread.join(_LEAVE)
 
     def _watch(self) -> None:
         while not self._ended.wait(self.interval):

