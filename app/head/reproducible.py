@@ -108,6 +108,10 @@ class ReproduciblePartialFC(PartialFC):
         loss = torch.where(labels == ABSENT, 0, loss)
         return torch.where(wrong, torch.nan, loss).sum() / global_batch
 
+    def step_tensors(self) -> tuple[object, ...]:
+        """See ``PartialFC``."""
+        return (*super().step_tensors(), self._kept, self._shards)
+
     def compute(self, units: Tensor, labels: Tensor, turn: int) -> tuple[Tensor, Tensor, Tensor]:
         """All ranks' micro-batches of a turn against this rank's shards.
 
