@@ -12,18 +12,11 @@ import pytest
 import torch
 
 from tests.e2e.cluster import Cluster, kill_tree, make_app, workers_of
-from tests.jobs import losses, train, weights, write_faces
+from tests.jobs import losses, train, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 50
 OPTIONS = ("--train.logical-workers", "4", "--train.epochs", "10", "--optim.lr", "0.0002")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("faces"))
-    write_faces(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

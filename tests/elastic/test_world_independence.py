@@ -30,13 +30,6 @@ def test_more_processes_than_logical_workers_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("faces"))
-    write_faces(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = str(tmp_path_factory.mktemp("undisturbed"))
     train(1, data, output, *WORKERS)
