@@ -22,9 +22,10 @@ install: .venv/.installed ## make .venv and install the locked dependencies
 demo: install ## the whole job on real faces: bucket, two elastic nodes, checkpoint, verification
 	$(BIN)/python -m demo
 
-test: install ## all tests: the quick ones side by side, then those that start whole jobs
+test: install ## all tests: the quick ones, then those that start whole jobs, then those that need the machine to themselves
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not interop'
-	$(BIN)/python -m pytest -m 'slow or interop'
+	$(BIN)/python -m pytest -n 2 -m '(slow or interop) and not alone'
+	$(BIN)/python -m pytest -m alone
 
 test-quick: install ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not interop'

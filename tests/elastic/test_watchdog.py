@@ -95,7 +95,8 @@ time.sleep(60)
 """
 
 
-@pytest.mark.slow  # real processes with deadlines of seconds: not beside others
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_stopped_process_is_named_by_all_others(tmp_path: Path) -> None:
     from torch.distributed import TCPStore
 
