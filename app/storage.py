@@ -64,7 +64,7 @@ def _is_answer(error: AppError) -> bool:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Identity of one stored object: its size in bytes and the store's version tag (ETag, or mtime for files)."""
+    """Identity of one stored object: its size in bytes and the store's version tag (ETag, else when it was changed)."""
 
     url: str
     size: int
@@ -273,8 +273,13 @@ def info(url: str) -> ObjectInfo:
     filesystem, path = open_filesystem(url)
     with explained(url, "look-up"):
         details = filesystem.info(path)
-    tag = str(details.get("ETag") or details.get("etag") or details.get("mtime") or details.get("created") or "")
-    return ObjectInfo(url, int(details["size"] or 0), tag.strip('"'))
+    names = ("ETag", "etag", "mtime", "Last-Modified", "created")
+    return ObjectInfo(url, int(details["size"] or 0), plain_tag(next(filter(None, map(details.get, names)), "")))
+
+
+def plain_tag(tag: object) -> str:
+    """A version tag without HTTP's quotes and its mark of a weak one."""
+    return str(tag).removeprefix("W/").strip('"')
 
 
 @_patient

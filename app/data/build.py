@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import warnings
+from collections import Counter
 from pathlib import Path
 
 from app import storage
 from app.data.config import DataConfig
 from app.data.dataset import open_dataset
-from app.data.folder_source import FolderSource
+from app.data.folder_source import FolderSource, NoImagesError
 from app.data.folder_url import check_folder_url, explain_missing_dataset
 from app.data.loader import Loader
 from app.data.mixture import Mixture
@@ -17,6 +18,7 @@ from app.data.records import RecordSource
 from app.data.source import Source, SourceError
 from app.data.synthetic import SYNTHETIC, NoiseSource
 from app.device import BatchCopies
+from app.parsing import parse_json
 from app.storage import StorageError
 
 
@@ -34,22 +36,43 @@ def open_source(data: DataConfig, seed: int) -> Source:
         if not (data.num_classes and data.num_images):
             raise SourceError("synthetic data needs --data.num-classes and --data.num-images")
         return NoiseSource(data.num_images, data.num_classes, data.image_size, seed)
-    urls = [url.strip() for url in data.url.split(",") if url.strip()]
-    sources = [_open_one(url, data) for url in urls]
-    if len(sources) == 1:
-        return sources[0]
+    urls = _split_urls(data.url)
     try:
         weights = [float(weight) for weight in data.weights]
     except ValueError as error:
         raise SourceError(f"data.weights must be numbers, one a dataset; got {','.join(data.weights)}") from error
+    sources = [_open_one(url, data, alone=len(urls) == 1) for url in urls]
+    if data.labels and not any(isinstance(source, RecordSource) and source.labels_url for source in sources):
+        raise SourceError(f"data.labels: no {data.labels} beside a train.rec in {data.url}")
+    if len(sources) == 1 and len(weights) <= 1:
+        return sources[0]
     if data.people == "separate":
         return Mixture(sources, weights)
     return Mixture(sources, weights, [_people_of(url, source) for url, source in zip(urls, sources, strict=True)])
 
 
-def _open_one(url: str, data: DataConfig) -> Source:
+def _split_urls(text: str) -> list[str]:
+    """The folders that ``data.url`` names, each once."""
+    urls = [url.strip() for url in text.split(",") if url.strip()]
+    if not urls:
+        raise SourceError("data.url names no folder")
+    plain = [url.rstrip("/") for url in urls]
+    for url in plain:
+        if url == SYNTHETIC:
+            raise SourceError("data.url: synthetic data cannot be joined with others")
+        if plain.count(url) > 1:
+            raise SourceError(
+                f"data.url names {storage.redact(url)} twice, and its people would be two classes each: name it once; "
+                "data.weights says how often an epoch trains it"
+            )
+    return urls
+
+
+def _open_one(url: str, data: DataConfig, *, alone: bool) -> Source:
     """Records where there is a ``train.rec``, else a folder of images."""
     check_folder_url(url)
+    if "://" in data.cache:
+        raise SourceError(f"data.cache is {storage.redact(data.cache)}: name a folder on the node's own disk")
     try:
         dataset = open_dataset(url)
     except StorageError as error:
@@ -57,15 +80,18 @@ def _open_one(url: str, data: DataConfig) -> Source:
             raise
         try:
             return FolderSource(url)
-        except (SourceError, StorageError):
+        except (NoImagesError, StorageError):
             if why := explain_missing_dataset(url):
                 raise SourceError(why) from None
             raise error from None
+    labels = storage.join(url, data.labels) if data.labels else ""
+    if labels and not alone and not storage.exists(labels):
+        labels = ""  # of several datasets those without a list keep their own
     return RecordSource(
         dataset,
         max_request_bytes=int(data.block_mb * 2**20),
         cache=(Path(data.cache).expanduser(), int(data.cache_gb * 2**30)) if data.cache else None,
-        labels=storage.join(url, data.labels) if data.labels else "",
+        labels=labels,
     )
 
 
@@ -75,14 +101,19 @@ def _people_of(url: str, source: Source) -> list[str]:
         return source.people
     text = storage.read_optional(storage.join(url, "people.json"))
     if text is None:
+        warnings.warn(
+            f"{storage.redact(url)}: no people.json there: its people are taken for nobody else's", stacklevel=2
+        )
         return [f"{url}#{number}" for number in range(source.num_classes)]
-    try:
-        names = json.loads(text)
-    except ValueError as error:
-        raise SourceError(f"{url}/people.json: not JSON: {error}") from error
-    if not isinstance(names, list) or len({str(name) for name in names}) != len(names):
-        raise SourceError(f"{url}/people.json: expected a list of different names")
-    return [str(name) for name in names]
+    names = parse_json(text, storage.redact(storage.join(url, "people.json")))
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+        raise SourceError(f"{storage.redact(url)}/people.json: expected a list of names, one a class")
+    texts = [str(name) for name in names]
+    if len(set(texts)) != len(texts):
+        raise SourceError(
+            f"{storage.redact(url)}/people.json: {Counter(texts).most_common(1)[0][0]!r} stands there twice"
+        )
+    return texts
 
 
 def make_loader(

@@ -7,6 +7,7 @@ exceed the cap, those used longest ago go. A disk that is full or fails ends the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -72,9 +73,10 @@ class ChunkCache:
         path = self._path(number)
         try:
             data = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # the folder may be read-only, and serves all the same
+            os.utime(path)
         body, check = data[:-4], data[-4:]
         whole = len(body) == min(CHUNK, self._info.size - number * CHUNK)
         return body if whole and zlib.crc32(body).to_bytes(4, "little") == check else None

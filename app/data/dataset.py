@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.index import RecordIndex, index_folder, open_index
 from app.data.record_writer import index_url
-from app.data.recordio import EXACT, ImageHeader, RecordError, unpack_image, unpack_record
+from app.data.recordio import EXACT, MAX_CLASSES, ImageHeader, RecordError, unpack_image, unpack_record
 from app.storage import ObjectInfo
 
 _Slots = slice | NDArray[np.int64]
@@ -156,7 +156,8 @@ def content_tag(identity: ObjectInfo, index_hash: str) -> str:
 
     A file's time is not part of it, since copies of one dataset on the disks of several nodes have different ones.
     """
-    etag = "" if storage.is_local(storage.open_filesystem(identity.url)[0]) else identity.tag
+    dated = identity.tag.endswith(" GMT")  # of an HTTP server that has no ETags
+    etag = "" if dated or storage.is_local(storage.open_filesystem(identity.url)[0]) else identity.tag
     return "-".join(filter(None, [str(identity.size), index_hash[:32], etag]))
 
 
@@ -173,8 +174,13 @@ def _classes_of_property(url: str) -> int:
     """The class count of a ``property`` file (``classes,height,width``), or 0 without one."""
     if not storage.exists(url):
         return 0
-    text = storage.read_bytes(url).decode("ascii", "replace")
+    text = storage.read_bytes(url).decode("utf-8-sig", "replace")
     try:
-        return int(text.split(",")[0])
-    except ValueError as error:
-        raise RecordError(f"{url}: expected 'classes,height,width', found {text[:40]!r}") from error
+        classes = int(text.split(",")[0])
+    except ValueError:
+        classes = 0
+    if not 1 <= classes <= MAX_CLASSES:
+        raise RecordError(
+            f"{url}: expected 'classes,height,width' with 1 to {MAX_CLASSES} classes, found {text[:40]!r}"
+        )
+    return classes

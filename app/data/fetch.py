@@ -1,7 +1,8 @@
 """Ranges of one object in one version: pinned, bounded in time, asked again, and counted.
 
 An object that is replaced while it is read is an error that names it, whatever its new size: in S3 every request says
-``If-Match``; a local file is held open and compared with what was opened. ``app.deadline`` bounds each request.
+``If-Match``; the answers of a plain HTTP server are compared by their ETag or date; a local file is held open and
+compared with what was opened. ``app.deadline`` bounds each request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.http import HTTPFileSystem
 
 from app import storage
 from app.deadline import Requests
@@ -121,6 +123,8 @@ class RangeFetcher:
 
     async def _request(self, start: int, stop: int) -> bytes:
         filesystem: Any = self._filesystem
+        if isinstance(filesystem, HTTPFileSystem):
+            return await self._request_http(filesystem, start, stop)
         if not hasattr(filesystem, "_call_s3"):
             return bytes(await filesystem._cat_file(self._path, start=start, end=stop))
         bucket, key, version = filesystem.split_path(self._path)
@@ -132,6 +136,17 @@ class RangeFetcher:
             return bytes(await answer["Body"].read())
         finally:
             answer["Body"].close()
+
+    async def _request_http(self, filesystem: Any, start: int, stop: int) -> bytes:
+        """Few plain servers heed If-Match, but nearly all name the version that they send."""
+        session, options = await filesystem.set_session(), dict(filesystem.kwargs)
+        headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        async with session.get(filesystem.encode_url(self._path), headers=headers, **options) as answer:
+            filesystem._raise_not_found_for_status(answer, self._path)
+            tag = storage.plain_tag(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
+            if self.info.tag and tag and tag != self.info.tag:
+                raise self._changed("the server has another version now")
+            return bytes(await answer.read())
 
 
 def _came_from_the_store(error: AppError) -> bool:

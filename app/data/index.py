@@ -7,6 +7,7 @@ be written, each process holds the arrays itself.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import hashlib
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
-from app.data.recordio import RecordError
+from app.data.recordio import MAGIC, MAX_PART_BYTES, PART, RecordError
 from app.data.scan import scan_records
 from app.storage import ObjectInfo, StorageError
 
@@ -82,12 +83,13 @@ def open_index(record: ObjectInfo, url: str, *, folder: Path | None = None) -> R
     try:
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the others of this node wait for the first
-            if not (path / "index.json").exists():
-                return _publish(path, record, url, text)
+            # It may be gone, taken for an old one, or incomplete after a crash: then it is made anew.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return _load(path)
+            return _publish(path, record, url, text)
     except OSError as error:
         warnings.warn(f"{folder}: no shared index ({error}): every process holds its own", stacklevel=2)
         return _make(record, url, text, None)
-    return _load(path)
 
 
 def _publish(path: Path, record: ObjectInfo, url: str, text: ObjectInfo | None) -> RecordIndex:
@@ -117,9 +119,11 @@ def _forget_old(folder: Path) -> None:
 
 
 def _load(path: Path) -> RecordIndex:
-    details = json.loads((path / "index.json").read_text())
     os.utime(path / "index.json")  # used now: not among the first to go
+    details = json.loads((path / "index.json").read_text())
     keys, bounds = (np.memmap(path / name, dtype=np.int64, mode="r") for name in ("keys", "bounds"))
+    if len(bounds) != len(keys) + 1:
+        raise ValueError(f"{path}: {len(keys)} keys and {len(bounds)} bounds")
     return RecordIndex(keys, bounds, str(details["hash"]), bool(details["ascending"]))
 
 
@@ -149,6 +153,7 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
         for column, array in ((keys, all_keys), (bounds, all_bounds)):
             column.replace(array)
     _check(all_keys, all_bounds, record, url)
+    _check_end(int(all_bounds[-2]), record, url)
     digest = hashlib.sha256()
     for array in (all_keys, all_bounds):
         for start in range(0, len(array), 1 << 20):
@@ -216,6 +221,31 @@ def _check(keys: NDArray[np.int64], bounds: NDArray[np.int64], record: ObjectInf
     )
 
 
+def _check_end(start: int, record: ObjectInfo, url: str) -> None:
+    """Whether the last record is whole, and the file's last: a file cut in its last record is told before step 1."""
+    position, inside = start, False
+    while True:
+        head = storage.read_range(record.url, position, min(position + PART.size, record.size))
+        magic, word = PART.unpack(head) if len(head) == PART.size else (0, 0)
+        kind, length = word >> 29, word & MAX_PART_BYTES
+        if magic != MAGIC or kind not in ((2, 3) if inside else (0, 1)):
+            return  # damaged there, which the reader names and counts
+        if position + PART.size + length > record.size:
+            raise RecordError(
+                f"{storage.redact(record.url)}: the record at byte {start} needs byte {position + PART.size + length} "
+                f"of {record.size}: the file is truncated, upload it again"
+            )
+        position, inside = position + PART.size + length + -length % 4, kind in (1, 2)
+        if not inside:
+            break
+    if position + PART.size <= record.size:
+        warnings.warn(
+            f"{url}: its last record ends at byte {position} of the {record.size} in {record.url}: what follows is not "
+            "trained. If the index was cut off, delete it, and it is made again",
+            stacklevel=2,
+        )
+
+
 def _parse_pieces(text: ObjectInfo) -> Iterator[NDArray[np.int64]]:
     """Pairs (key, start), int64 [n, 2], of whole lines; the next piece is fetched while one is parsed."""
     rest = b""
@@ -224,6 +254,8 @@ def _parse_pieces(text: ObjectInfo) -> Iterator[NDArray[np.int64]]:
         read = [pool.submit(_read_piece, text, start) for start in starts[:2]]
         for number in range(len(starts)):
             piece = read.pop(0).result()
+            if not number:
+                piece = piece.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it there
             if number + 2 < len(starts):
                 read.append(pool.submit(_read_piece, text, starts[number + 2]))
             end = max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1
@@ -254,6 +286,10 @@ def parse_lines(url: str, text: bytes) -> NDArray[np.int64]:
         raise RecordError(
             f"{url}: not an index of lines 'key<TAB>offset': delete it, and it is made again from the .rec file"
         ) from error
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < 2**62:  # larger ones are cut to int64's largest
+        raise RecordError(
+            f"{url}: holds {numbers.min()} and {numbers.max()}, which are no keys and offsets: it is damaged"
+        )
     if len(numbers) % 2:
         raise RecordError(f"{url}: the index ends inside a line: upload it again")
     return numbers.reshape(-1, 2)

@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
+import csv
+from array import array
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
-from app.data.recordio import RecordError
+from app.data.recordio import MAX_CLASSES, RecordError
+
+_PIECE = 8 << 20  # bytes that are read at a time
 
 
 def read_labels(url: str, keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """The label of each record, int64 [R], by its key.
 
     Columns are parted by tabs (or commas); the first is the key, and the label is the second where that is a number,
-    else the last.
+    else the last. Blank lines and a first line with names of columns are passed over; keys of no record too.
 
     Raises:
-        RecordError: a line is not so, or a key has no line.
+        RecordError: a line is not so, a key has no line, or two lines with different labels.
     """
-    found: dict[int, int] = {}
-    for number, line in enumerate(storage.read_bytes(url).decode("utf-8", "replace").splitlines(), start=1):
+    listed, labels = _read_pairs(url)
+    order = np.argsort(listed, kind="stable")
+    listed, labels = listed[order], labels[order]
+    if len(twice := np.flatnonzero((listed[1:] == listed[:-1]) & (labels[1:] != labels[:-1]))):
+        at = int(twice[0])
+        raise RecordError(f"{url}: key {listed[at]} has the labels {labels[at]} and {labels[at + 1]}: correct the list")
+    places = np.searchsorted(listed, keys)
+    found = np.zeros(len(keys), dtype=bool)
+    inside = np.flatnonzero(places < len(listed))
+    found[inside] = listed[places[inside]] == keys[inside]
+    if not found.all():
+        key = int(keys[int(np.argmin(found))])
+        raise RecordError(f"{url}: no label for the record with key {key}: the list does not belong to this .rec file")
+    return labels[places]
+
+
+def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys and labels in the list's order."""
+    keys, labels = array("q"), array("q")
+    for number, line in enumerate(_lines(url), start=1):
         if not line.strip():
             continue
-        columns = line.split("\t" if "\t" in line else ",")
         try:
-            found[int(columns[0])] = _whole(columns[1]) if _is_number(columns[1]) else _whole(columns[-1])
-        except (ValueError, IndexError) as error:
-            if number == 1:  # names of the columns
+            columns = line.split("\t") if "\t" in line else next(csv.reader([line]))
+            key, label = int(columns[0]), _whole(columns[1] if _is_number(columns[1]) else columns[-1])
+            keys.append(key)
+            labels.append(label)
+        except (ValueError, IndexError, OverflowError, csv.Error) as error:
+            if number == 1 and not _is_number(line.split("\t")[0].split(",")[0]):  # names of the columns
                 continue
-            raise RecordError(f"{url}: line {number}: expected key, label and path, found {line[:60]!r}") from error
-    labels = np.array([found.get(key, -1) for key in keys.tolist()], dtype=np.int64)
-    if len(labels) and labels.min() < 0:
-        key = int(keys[int(np.argmin(labels))])
-        raise RecordError(f"{url}: no label for the record with key {key}: the list does not belong to this .rec file")
-    return labels
+            raise RecordError(
+                f"{url}: line {number}: expected key, label and path, parted by tabs, found {line[:60]!r}; a label is "
+                f"a whole number from 0 to {MAX_CLASSES - 1}"
+            ) from error
+    return np.array(keys, dtype=np.int64), np.array(labels, dtype=np.int64)
+
+
+def _lines(url: str) -> Iterator[str]:
+    """Lines without their ends, in memory one piece of the list at a time."""
+    size, rest = storage.info(url).size, b""
+    for start in range(0, size, _PIECE):
+        piece = storage.read_range(url, start, min(start + _PIECE, size))
+        if not start:
+            piece = piece.removeprefix(b"\xef\xbb\xbf")
+        *lines, rest = (rest + piece).replace(b"\r\n", b"\n").split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+    yield rest.decode("utf-8", "replace")
 
 
 def _is_number(text: str) -> bool:
@@ -46,6 +84,6 @@ def _is_number(text: str) -> bool:
 
 def _whole(text: str) -> int:
     value = float(text)
-    if value != int(value) or value < 0:
+    if value != int(value) or not 0 <= value < MAX_CLASSES:
         raise ValueError(text)
     return int(value)

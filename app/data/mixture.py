@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.data.source import Sample, Source, SourceError
+
+MAX_RATIO = 1000  # of two weights
 
 
 class Mixture:
@@ -40,12 +44,17 @@ class Mixture:
                 )
         self._class_maps, self.num_classes = _map_classes(self.sources, people)
         weights = weights or [1.0] * len(sources)
-        if len(weights) != len(sources) or min(weights) <= 0:
+        if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
             raise SourceError(f"data.weights must be {len(sources)} numbers above 0, one for each dataset")
+        if max(weights) > MAX_RATIO * min(weights):
+            raise SourceError(f"data.weights: the largest may be {MAX_RATIO} times the smallest, which counts as 1")
         self._shares = [round(len(s) * w / min(weights)) for s, w in zip(sources, weights, strict=True)]
         self._ends = np.cumsum(self._shares)
         parts = [f"{source.tag}x{share}" for source, share in zip(sources, self._shares, strict=True)]
-        self.tag = "+".join([*parts, "shared"] if people else parts)
+        if people:  # which label means which class is part of what a run must find unchanged
+            maps = b"".join(np.asarray([len(classes), *classes]).tobytes() for classes in self._class_maps)
+            parts.append("shared-" + hashlib.sha256(maps).hexdigest()[:16])
+        self.tag = "+".join(parts)
         sizes = [source.record_bytes * share for source, share in zip(sources, self._shares, strict=True)]
         self.record_bytes = sum(sizes) / len(self)
 

@@ -20,11 +20,12 @@ from app.errors import AppError
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
-_PART = struct.Struct("<II")
+PART = struct.Struct("<II")
 _IMAGE_HEADER = struct.Struct("<IfQQ")
 _PLAIN_IMAGE = struct.Struct("<IIIfQQ")  # a part and an image header
 MAX_PART_BYTES = (1 << 29) - 1
 MAX_LABELS = 1 << 16  # of one record; a face has one, a detection set a few hundred
+MAX_CLASSES = 1 << 27  # ten times as many as anybody trains; more is a mistake in a file
 EXACT = 1 << 24  # labels are float32: whole numbers beyond this are rounded
 
 
@@ -64,7 +65,7 @@ def pack_record(data: bytes) -> bytes:
             raise RecordError(f"a record of {len(data)} bytes is too long: a part holds at most {MAX_PART_BYTES} bytes")
         first, last = number == 0, number == len(parts) - 1
         cflag = (0 if last else 1) if first else (3 if last else 2)
-        encoded += _PART.pack(MAGIC, cflag << 29 | len(part)) + part
+        encoded += PART.pack(MAGIC, cflag << 29 | len(part)) + part
     encoded += b"\0" * (-len(encoded) % 4)  # every part but the last has a length that is a multiple of four
     return bytes(encoded)
 
@@ -86,15 +87,15 @@ def unpack_record(buffer: bytes | memoryview, offset: int = 0) -> tuple[bytes, i
     parts: list[bytes] = []
     position = offset
     while True:
-        if position + _PART.size > len(buffer):
+        if position + PART.size > len(buffer):
             raise RecordError(f"the record at byte {offset} is cut off: the data ends at byte {len(buffer)}")
-        magic, word = _PART.unpack_from(buffer, position)
+        magic, word = PART.unpack_from(buffer, position)
         cflag, length = word >> 29, word & MAX_PART_BYTES
         if magic != MAGIC:
             raise RecordError(f"no record starts at byte {position}: found {magic:#010x} instead of {MAGIC:#010x}")
         if cflag not in ((2, 3) if parts else (0, 1)):
             raise RecordError(f"the record at byte {offset} has a part of kind {cflag} out of order at byte {position}")
-        start, stop = position + _PART.size, position + _PART.size + length
+        start, stop = position + PART.size, position + PART.size + length
         if stop > len(buffer):
             raise RecordError(f"the record at byte {offset} is cut off: it needs byte {stop} of {len(buffer)}")
         parts.append(bytes(buffer[start:stop]))
@@ -136,9 +137,9 @@ def unpack_plain_image(record: bytes) -> tuple[float, bytes] | None:
     if len(record) < _PLAIN_IMAGE.size:
         return None
     magic, length, flag, label, _, _ = _PLAIN_IMAGE.unpack_from(record)
-    if magic != MAGIC or flag or not _IMAGE_HEADER.size <= length <= len(record) - _PART.size:
+    if magic != MAGIC or flag or not _IMAGE_HEADER.size <= length <= len(record) - PART.size:
         return None
-    return label, record[_PLAIN_IMAGE.size : _PART.size + length]
+    return label, record[_PLAIN_IMAGE.size : PART.size + length]
 
 
 def class_of(header: ImageHeader) -> int:

@@ -42,6 +42,7 @@ class RecordSource:
         if cache is not None:
             self._cache = ChunkCache(dataset.object, self.reader.fetch, *cache)
             self.reader.fetch = self._cache.fetch
+        self.labels_url = labels
         self._labels: NDArray[np.int64] | None = None
         if labels:
             self._labels = read_labels(labels, dataset.keys)

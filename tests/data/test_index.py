@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from app import storage
 from app.data import index as index_module
 from app.data.dataset import Dataset, open_dataset
 from app.data.decode import encode_jpeg
-from app.data.index import open_index, parse_lines
+from app.data.index import RecordIndex, _Column, open_index, parse_lines
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import MAGIC, ImageHeader, RecordError, pack_image
 from app.data.scan import scan_records
@@ -154,3 +157,80 @@ def test_a_copy_of_the_files_is_the_same_data(tmp_path: Path) -> None:
         with RecordWriter(str(tmp_path / name / "train.rec")) as writer:
             write_identity_layout(writer, [0, 1], [JPEG, JPEG])
     assert open_dataset(str(tmp_path / "a")).tag == open_dataset(str(tmp_path / "b")).tag
+
+
+@pytest.fixture
+def one_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[storage.ObjectInfo, str, Path]:
+    """A dataset, its index's URL, and a folder that keeps a single parsed index."""
+    monkeypatch.setattr(index_module, "_KEEP", 1)
+    write_faces(str(tmp_path / "set"), classes=2, per_class=2)
+    folder = tmp_path / "index"
+    folder.mkdir()
+    return storage.info(str(tmp_path / "set" / "train.rec")), str(tmp_path / "set" / "train.idx"), folder
+
+
+def test_old_indexes_go_and_who_has_mapped_one_keeps_it(one_of_many: tuple[storage.ObjectInfo, str, Path]) -> None:
+    record, url, folder = one_of_many
+    first = open_index(record, url, folder=folder)
+    second = open_index(replace(record, tag="another upload"), url, folder=folder)
+    assert [path.parent.name for path in folder.glob("*/index.json")] == [Path(second.keys.filename).parent.name]  # type: ignore[attr-defined]
+    assert first.keys.tolist() == second.keys.tolist()
+    assert first.bounds.tolist() == second.bounds.tolist()
+
+
+def test_an_index_that_another_process_takes_for_an_old_one_is_made_anew(
+    one_of_many: tuple[storage.ObjectInfo, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, url, folder = one_of_many
+    expected = open_index(record, url, folder=folder).hash
+    load, turns = index_module._load, [1]
+
+    def raced(path: Path) -> RecordIndex:
+        if turns and turns.pop():
+            shutil.rmtree(path)  # between the look and the reading
+        return load(path)
+
+    monkeypatch.setattr(index_module, "_load", raced)
+    assert open_index(record, url, folder=folder).hash == expected
+    assert len(list(folder.glob("*/index.json"))) == 1
+
+
+def test_old_indexes_are_cleared_away_by_many_at_once(
+    one_of_many: tuple[storage.ObjectInfo, str, Path],
+) -> None:
+    record, url, folder = one_of_many
+    with ThreadPoolExecutor(8) as pool:
+        uploads = [replace(record, tag=str(number % 5)) for number in range(60)]
+        found = list(pool.map(lambda upload: open_index(upload, url, folder=folder).hash, uploads))
+    assert len(set(found)) == 1
+    assert not list(folder.glob("new-*"))
+
+
+@pytest.mark.parametrize("name", ["index.json", "keys", "bounds"])
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_a_parsed_index_that_a_crash_left_incomplete_is_made_anew(
+    one_of_many: tuple[storage.ObjectInfo, str, Path], name: str, left: str
+) -> None:
+    record, url, folder = one_of_many
+    expected = open_index(record, url, folder=folder).hash
+    (path,) = folder.glob(f"*/{name}")
+    data = path.read_bytes()
+    path.unlink()  # what is mapped stays
+    path.write_bytes(b"" if left == "nothing" else data[: len(data) // 16 * 8])
+    assert open_index(record, url, folder=folder).hash == expected
+    assert path.read_bytes() == data
+
+
+def test_a_full_disk_leaves_each_process_its_own_index(
+    one_of_many: tuple[storage.ObjectInfo, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, url, folder = one_of_many
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    append = _Column.append
+    monkeypatch.setattr(_Column, "append", lambda self, values: full() if self._file else append(self, values))
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert len(open_index(record, url, folder=folder).keys) == 7
+    assert not list(folder.glob("*/index.json"))

@@ -7,14 +7,16 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import s3fs
 
 from app import deadline, storage
-from app.data.dataset import open_dataset
+from app.data.dataset import content_tag, open_dataset
 from app.data.reader import RecordReader
 from app.storage import StorageError
 from demo.object_store import ObjectStore
@@ -116,3 +118,63 @@ def test_a_file_replaced_by_one_of_the_same_size_is_named(where: str, request: p
     with pytest.raises(StorageError, match=r"train\.rec.*replaced") as caught:
         reader.read(np.arange(3))
     assert not caught.value.transient
+
+
+class _PlainServer(BaseHTTPRequestHandler):
+    """Files with ranges and one of the two headers that tell a version; conditional requests mean nothing to it."""
+
+    def do_GET(self) -> None:
+        data, version = self.server.files.get(self.path, (None, ""))  # type: ignore[attr-defined]
+        if data is None:
+            self.send_error(404)
+            return
+        start, stop = 0, len(data)
+        if asked := self.headers.get("Range"):
+            first, last = asked.removeprefix("bytes=").split("-")
+            start, stop = int(first), min(int(last) + 1, len(data))
+        self.send_response(206 if asked else 200)
+        self.send_header(self.server.header, version)  # type: ignore[attr-defined]
+        self.send_header("Content-Length", str(stop - start))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[start:stop])
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("header", "versions"),
+    [
+        ("Last-Modified", ("Thu, 26 Nov 2026 00:00:00 GMT", "Thu, 26 Nov 2026 00:00:01 GMT")),
+        ("ETag", ('"one"', '"two"')),
+        ("ETag", ('W/"one"', 'W/"two"')),
+    ],
+)
+def test_a_file_replaced_on_a_plain_web_server_is_named(header: str, versions: tuple[str, str], tmp_path: Path) -> None:
+    write_faces(str(tmp_path), classes=4, per_class=5)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _PlainServer)
+    server.header = header  # type: ignore[attr-defined]
+    server.files = {  # type: ignore[attr-defined]
+        f"/{name}": ((tmp_path / name).read_bytes(), versions[0]) for name in ("train.rec", "train.idx")
+    }
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        reader = RecordReader(open_dataset(f"http://127.0.0.1:{server.server_port}"))
+        assert reader.read([3, 4]) == RecordReader(open_dataset(str(tmp_path))).read([3, 4])
+        data = server.files["/train.rec"][0]  # type: ignore[attr-defined]
+        server.files["/train.rec"] = (data[:100] + bytes(len(data) - 100), versions[1])  # type: ignore[attr-defined]
+        with pytest.raises(StorageError, match=r"train\.rec.*another version.*replaced") as caught:
+            reader.read([3, 4])
+        assert not caught.value.transient
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_date_of_a_web_server_is_no_part_of_the_data() -> None:
+    info = storage.ObjectInfo("http://host/train.rec", 9, "Thu, 26 Nov 2026 00:00:00 GMT")
+    assert content_tag(info, "ab") == "9-ab"
+    assert content_tag(replace(info, tag="an-etag"), "ab") == "9-ab-an-etag"
