@@ -21,6 +21,9 @@ from tests.soak.watch import Watch
 
 LEAST_NODES, MOST_NODES = 2, 4
 RECOVERY_LIMIT = 300.0  # seconds
+ABSENCE = (
+    3.0  # a node stays away that many times a disturbance's length: long enough for the others to go on without it
+)
 _CALM = {65: "the job was called hopeless", 0: "training was called done"}
 
 
@@ -52,6 +55,7 @@ class Job:
     incidents: list[Incident] = field(default_factory=list)
     agents_restarted: int = 0
     _due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _absences: list[float] = field(default_factory=list)  # until when each lost node has no successor
     _requests: Iterator[int] = field(default_factory=itertools.count)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -85,9 +89,10 @@ class Job:
                     self._later(what.seconds, lambda: _wake(workers))
             case "node lost":
                 kill_tree(node.pid)
-                self._later(what.seconds, lambda: None)
+                self._absences.append(self.watch.now + ABSENCE * what.seconds)
             case "node leaves":
                 node.send_signal(signal.SIGTERM)
+                self._absences.append(self.watch.now + ABSENCE * what.seconds)
             case "rendezvous killed":
                 assert self.cluster.rendezvous is not None
                 self.cluster.rendezvous.kill()
@@ -130,7 +135,8 @@ class Job:
         rendezvous = self.cluster.rendezvous
         if rendezvous is not None and rendezvous.poll() in _CALM:
             raise SoakError(f"the rendezvous ended: {_CALM[rendezvous.returncode]}\n{self.cluster.logs()}")
-        missing = MOST_NODES - len(self.live())
+        self._absences = [until for until in self._absences if until > self.watch.now]
+        missing = MOST_NODES - len(self.live()) - len(self._absences)
         waiting = sum(1 for incident in self.incidents if self.watch.now - incident.began < 5)
         for _ in range(missing if not waiting else 0):
             self.agents_restarted += 1
