@@ -57,8 +57,8 @@ def main() -> None:
         for processes in (1, 2):
             speeds: dict[bool, list[float]] = {False: [], True: []}
             for _ in range(options.rounds):
-                for reproducible, speed in speeds.items():
-                    speed += train(processes, backbone, reproducible, options.steps)
+                for reproducible in speeds:
+                    speeds[reproducible] += train(processes, backbone, reproducible, options.steps)
             plain, ordered = (statistics.median(speed) for speed in speeds.values())
             print(f"| {backbone} | {processes} | {plain:.1f} | {ordered:.1f} | {plain / ordered:.2f}x |", flush=True)
 
