@@ -44,6 +44,10 @@ class Requests:
         self.latencies: deque[float] = deque(maxlen=1000)  # seconds
         self._said = 0.0
 
+    def usual_seconds(self) -> float:
+        """After which an answer is overdue, by what others took: it is time to ask a second time."""
+        return max(HEDGE, 4 * max(self.latencies, default=HEDGE) if len(self.latencies) > 20 else 4 * HEDGE)
+
     async def ask(
         self,
         what: str,
@@ -85,8 +89,7 @@ class Requests:
         started, limit = time.perf_counter(), DEADLINE * times
         tasks = [asyncio.ensure_future(request())]
         try:
-            usual = 4 * max(self.latencies, default=HEDGE) if len(self.latencies) > 20 else 4 * HEDGE
-            first = min(limit / 2, max(HEDGE, usual)) if self.hedges else limit
+            first = min(limit / 2, self.usual_seconds()) if self.hedges else limit
             done, _ = await asyncio.wait(tasks, timeout=first)
             if not done and self.hedges:
                 self.hedged += 1

@@ -85,6 +85,7 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         # Object stores are asked for what changes (checkpoints, run folders): a cached listing would lie.
         options["use_listings_cache"] = False
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "max_pool_connections": 64}
+        options["config_kwargs"]["signature_version"] = "s3v4"  # of signed URLs too, which botocore signs as of old
         if style := os.environ.get("AWS_S3_ADDRESSING_STYLE"):  # OSS and OBS refuse botocore's choice, "path"
             options["config_kwargs"]["s3"] = {"addressing_style": style}
     try:

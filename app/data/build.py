@@ -89,7 +89,7 @@ def _open_one(url: str, data: DataConfig, *, alone: bool) -> Source:
         labels = ""  # of several datasets those without a list keep their own
     return RecordSource(
         dataset,
-        max_request_bytes=int(data.block_mb * 2**20),
+        max_request_bytes=int(data.block_mb * 2**21),  # blocks of long records too come with one request
         cache=(Path(data.cache).expanduser(), int(data.cache_gb * 2**30)) if data.cache else None,
         labels=labels,
     )

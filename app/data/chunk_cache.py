@@ -1,8 +1,9 @@
 """A cache on the node's disk, shared by its processes: fixed chunks of objects, each a file of its own.
 
 A chunk is named by URL, version tag and place, so another dataset or a new upload in the same folder is never taken for
-it. It appears by a rename and ends in a checksum: a crash leaves nothing that is believed. When all chunks together
-exceed the cap, those used longest ago go. A disk that is full or fails ends the caching, not the run.
+it. It appears by a rename and ends in the checksums of its pieces: a crash leaves nothing that is believed, and who
+wants a part of it reads and checks that part alone. When all chunks together exceed the cap, those used longest ago go.
+A disk that is full or fails ends the caching, not the run.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from app.data.fetch import Octets
 from app.storage import ObjectInfo
 
 CHUNK = 1 << 20
+PIECE = 1 << 12  # bytes that have a checksum of their own; so few that zlib keeps the interpreter's lock for them
 _CHECK_EVERY = 64  # chunks that a process writes between two looks at the folder's size
 
-Fetch = Callable[[Sequence[tuple[int, int]]], list[bytes]]
+Fetch = Callable[[Sequence[tuple[int, int]]], list[Octets]]
 
 
 class ChunkCache:
@@ -45,50 +49,62 @@ class ChunkCache:
         except OSError as error:
             self._stop(error)
 
-    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         """Bytes of half-open ranges, in their order."""
-        wanted = sorted({n for start, stop in ranges for n in range(start // CHUNK, -(-stop // CHUNK))})
-        chunks = {number: self._load(number) for number in wanted}
-        missing = [number for number in wanted if chunks[number] is None]
-        bounds = [(number * CHUNK, min((number + 1) * CHUNK, self._info.size)) for number in missing]
+        spans = [list(_cut_at_chunks(start, stop)) for start, stop in ranges]
+        parts = [[self._load(*span) for span in of_range] for of_range in spans]
+        wanted = {number for of_range in spans for number, _, _ in of_range}
+        missing = sorted({n for group, got in zip(spans, parts, strict=True) for n in _without_data(group, got)})
         with self._lock:
             self.hits += len(wanted) - len(missing)
             self.misses += len(missing)
+        fetched: dict[int, memoryview] = {}
         if missing:
+            bounds = [(number * CHUNK, min((number + 1) * CHUNK, self._info.size)) for number in missing]
             for number, data in zip(missing, self._store(bounds), strict=True):
-                chunks[number] = data
+                fetched[number] = memoryview(data)
                 self._keep(number, data)
-        return [self._cut(chunks, start, stop) for start, stop in ranges]
-
-    @staticmethod
-    def _cut(chunks: dict[int, bytes | None], start: int, stop: int) -> bytes:
-        parts = [chunks[number] or b"" for number in range(start // CHUNK, -(-stop // CHUNK))]
-        first = start - start // CHUNK * CHUNK
-        return b"".join(parts)[first : first + stop - start]
+        chunks: list[Octets] = []
+        for of_range, found in zip(spans, parts, strict=True):
+            whole = [
+                fetched[number][start:stop] if part is None else part
+                for (number, start, stop), part in zip(of_range, found, strict=True)
+            ]
+            chunks.append(whole[0] if len(whole) == 1 else b"".join(whole))
+        return chunks
 
     def _path(self, number: int) -> Path:
         return self._folder / self._name / f"{number >> 8:05x}" / f"{number & 255:02x}.chunk"
 
-    def _load(self, number: int) -> bytes | None:
-        path = self._path(number)
+    def _load(self, number: int, start: int, stop: int) -> memoryview | None:
+        """These bytes of a chunk; None where it is not there, or not as it was written."""
+        size = min(CHUNK, self._info.size - number * CHUNK)
+        first, last = start // PIECE, -(-stop // PIECE)
         try:
-            data = path.read_bytes()
+            file = os.open(self._path(number), os.O_RDONLY)
         except OSError:
             return None
-        with contextlib.suppress(OSError):  # the folder may be read-only, and serves all the same
-            os.utime(path)
-        body, check = data[:-4], data[-4:]
-        whole = len(body) == min(CHUNK, self._info.size - number * CHUNK)
-        return body if whole and zlib.crc32(body).to_bytes(4, "little") == check else None
+        try:
+            if os.fstat(file).st_size != size + 4 * -(-size // PIECE):
+                return None
+            data = memoryview(os.pread(file, min(last * PIECE, size) - first * PIECE, first * PIECE))
+            checks = os.pread(file, 4 * (last - first), size + 4 * first)
+            with contextlib.suppress(OSError):  # the folder may be read-only, and serves all the same
+                os.utime(file)
+        except OSError:
+            return None
+        finally:
+            os.close(file)
+        return data[start - first * PIECE : stop - first * PIECE] if _checksums(data) == checks else None
 
-    def _keep(self, number: int, data: bytes) -> None:
+    def _keep(self, number: int, data: Octets) -> None:
         if not self._working:
             return
         path = self._path(number)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+            temporary.write_bytes(b"".join((data, _checksums(memoryview(data)))))
             temporary.replace(path)
             with self._lock:
                 self._written += 1
@@ -126,3 +142,19 @@ class ChunkCache:
                 total -= size
                 if total <= 0.9 * self._max_bytes:
                     break
+
+
+def _cut_at_chunks(start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The chunks that a range touches, and which bytes of each."""
+    for number in range(start // CHUNK, -(-stop // CHUNK)):
+        base = number * CHUNK
+        yield number, max(start - base, 0), min(stop - base, CHUNK)
+
+
+def _without_data(spans: Sequence[tuple[int, int, int]], parts: Sequence[memoryview | None]) -> Iterator[int]:
+    return (number for (number, _, _), part in zip(spans, parts, strict=True) if part is None)
+
+
+def _checksums(data: memoryview) -> bytes:
+    checks = [zlib.crc32(data[at : at + PIECE]) for at in range(0, len(data), PIECE)]
+    return struct.pack(f"<{len(checks)}I", *checks)

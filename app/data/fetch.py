@@ -3,6 +3,7 @@
 An object that is replaced while it is read is an error that names it, whatever its new size: in S3 every request says
 ``If-Match``; the answers of a plain HTTP server are compared by their ETag or date; a local file is held open and
 compared with what was opened. ``app.deadline`` bounds each request.
+A range of S3 is asked for by ``app.plain_get`` first, and by the driver when that brings no whole answer in time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from app import storage
 from app.deadline import Requests
 from app.errors import AppError
 from app.patience import patiently
+from app.plain_get import PlainGet
 from app.storage import ObjectInfo, StorageError
+
+Octets = bytes | memoryview
 
 
 class RangeFetcher:
@@ -35,6 +39,9 @@ class RangeFetcher:
         self._filesystem, self._path = storage.open_filesystem(info.url)
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._plain: PlainGet | None = None
+        if hasattr(self._filesystem, "_call_s3"):
+            self._plain = PlainGet(self._filesystem, self._path, "" if "versionId=" in self._path else info.tag)
         if storage.is_local(self._filesystem):
             with storage.explained(info.url, "read"):
                 self._file = os.open(self._path, os.O_RDONLY)
@@ -43,7 +50,7 @@ class RangeFetcher:
             if status.st_size != info.size or (info.tag and str(status.st_mtime) != info.tag):
                 raise self._changed("the file is another one now")
 
-    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         """Bytes of half-open ranges, in their order.
 
         Raises:
@@ -71,23 +78,42 @@ class RangeFetcher:
             "latency_p99": float(np.quantile(times, 0.99)),
         }
 
-    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _fetch(self, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         if self._file is not None:
             return self._read_file(ranges)
+        if len(ranges) == 1 and (chunk := self._read_plainly(*ranges[0])) is not None:
+            return [chunk]
         if isinstance(self._filesystem, AsyncFileSystem):
             with storage.explained(self.info.url, f"read of {len(ranges)} ranges"):
                 return list(sync(self._filesystem.loop, self._gather, ranges))
         started = time.perf_counter()
         chunks = storage.read_ranges(self.info.url, ranges)
         self._requests.latencies.append(time.perf_counter() - started)
-        return chunks
+        return list(chunks)
 
-    def _read_file(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read_plainly(self, start: int, stop: int) -> memoryview | None:
+        """None: the driver is to be asked, and explains what is wrong."""
+        if self._plain is None:
+            return None
+        started = time.perf_counter()
+        try:
+            chunk = self._plain.read(start, stop, self._requests.usual_seconds())
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                self._requests.hedged += 1
+            else:
+                self._requests.retries += 1
+            return None
+        if chunk is not None:
+            self._requests.latencies.append(time.perf_counter() - started)
+        return chunk
+
+    def _read_file(self, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         assert self._file is not None
         with storage.explained(self.info.url, "read"):
             if self._state(os.stat(self._path)) != self._opened:
                 raise self._changed("the file is another one now")
-            chunks = []
+            chunks: list[Octets] = []
             for start, stop in ranges:
                 started = time.perf_counter()
                 chunks.append(os.pread(self._file, stop - start, start))
@@ -104,7 +130,7 @@ class RangeFetcher:
             ".rec and .idx again together, and start again"
         )
 
-    async def _gather(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    async def _gather(self, ranges: Sequence[tuple[int, int]]) -> list[Octets]:
         return list(await asyncio.gather(*(self._ask(start, stop) for start, stop in ranges)))
 
     async def _ask(self, start: int, stop: int) -> bytes:

@@ -57,8 +57,10 @@ class RecordReader:
         chunks = self.fetch(ranges)
         records: list[bytes] = [b""] * len(wanted)
         for (first, last), (base, _), chunk in zip(groups, ranges, chunks, strict=True):
-            for i in range(first, last):
-                records[int(order[i])] = chunk[int(starts[i]) - base : int(stops[i]) - base]
+            view = memoryview(chunk)
+            places = zip(order[first:last].tolist(), starts[first:last] - base, stops[first:last] - base, strict=True)
+            for place, start, stop in places:
+                records[place] = view[start:stop].tobytes()  # copied: the rest of the block is freed sooner
         return records
 
     def stream(self, positions: Sequence[int] | NDArray[np.int64], *, chunk: int = 2048) -> Iterator[tuple[int, bytes]]:
