@@ -162,12 +162,11 @@ def make_order(
 
 
 def expected_pairs(order: SampleOrder, batch_size: int, num_classes: int) -> tuple[float, float]:
-    """Same-identity pairs to expect in a global batch, by this order and by a uniform shuffle.
+    """Same-identity pairs to expect in a global batch, by this order and by a uniform shuffle; means over an epoch.
 
     Identities are taken as runs of m = N / C neighbouring records. Two records at distance d < m lie in one block with
-    probability s = max(0, 1 - d / block); they then share a window of W records, and are trained in one step with
-    probability B / W. Else they meet as any two records do, with probability G / N. There are C (m - d) such pairs and
-    N / G steps. First, shorter windows are left out of account.
+    probability max(0, 1 - d / block), and are then trained together as ``_meeting`` says. Else they meet as any two
+    records do, with probability G / N. There are C (m - d) such pairs and N / G steps.
 
     Args:
         batch_size: B, samples of one logical worker in a step; G = B times the workers.
@@ -178,8 +177,31 @@ def expected_pairs(order: SampleOrder, batch_size: int, num_classes: int) -> tup
     uniform = batch * (batch - 1) / 2 * max(0.0, run - 1) / max(1, total - 1)
     if not order.shuffle or run <= 1:
         return uniform, uniform
-    distance = np.arange(1, max(2, int(np.ceil(run))))
-    pairs = num_classes * np.maximum(0.0, run - distance)
-    together = np.maximum(0.0, 1 - distance / order.block_records)
-    meet = together * min(1.0, batch_size / order.window_records) + (1 - together) * batch / total
-    return float((pairs * meet).sum() * batch / total), uniform
+    distance = np.arange(1, max(2, int(np.ceil(min(run, order.block_records)))))
+    pairs = num_classes * np.maximum(0.0, run - distance) * np.maximum(0.0, 1 - distance / order.block_records)
+    meet = np.zeros(len(distance))
+    for size, share in _window_shares(order):
+        meet += share * _meeting(distance, size, batch_size)
+    return uniform + float((pairs * np.maximum(0.0, meet - batch / total)).sum() * batch / total), uniform
+
+
+def _window_shares(order: SampleOrder) -> list[tuple[int, float]]:
+    """Sizes of the windows of a stretch, and the share of its samples that lie in windows of that size."""
+    stretch, (count, records) = order.samples_per_worker, order._growing
+    sizes = [order.window_start(number + 1) - order.window_start(number) for number in range(count)]
+    full, rest = divmod(max(0, stretch - records), order.window_records)
+    held = [(size, size) for size in (*sizes, rest)] + [(order.window_records, full * order.window_records)]
+    return [(size, samples / stretch) for size, samples in held if samples]
+
+
+def _meeting(distance: NDArray[np.int64], window: int, batch: int) -> NDArray[np.float64]:
+    """Probability that two records, ``distance`` apart in one block, are trained in one step of their worker.
+
+    A window of W records is shuffled and cut into batches of B wherever they happen to begin: two places at distance x
+    are in one batch with probability max(0, 1 - x / B), and x of two in one window has the density 2 (1 - x / W) / W.
+    That gives (B / W) (1 - B / 3 W) for W >= B; the two lie in one window with probability 1 - d / W. Windows shorter
+    than a batch leave them about as far apart as they were, or W / 3.
+    """
+    if window < batch:
+        return np.maximum(0.0, 1 - np.maximum(distance, window / 3) / batch)
+    return np.maximum(0.0, 1 - distance / window) * batch / window * (1 - batch / window / 3)
