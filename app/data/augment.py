@@ -24,14 +24,15 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional
 
+from app.data import host_pixels
+from app.data.host_pixels import LUMA
 from app.seeds import numpy_stream, stream_key
 
 DRAWS = 16  # random numbers a sample
-_LUMA = (0.299, 0.587, 0.114)
 # RGB to YIQ (NTSC), as DALI's hsv operator rotates hues.
-_TO_YIQ = torch.tensor([_LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
+_TO_YIQ = torch.tensor([LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)], dtype=torch.float64)
 _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
-_TO_GREY, _SAME = torch.tensor(_LUMA), torch.eye(3)
+_TO_GREY, _SAME = torch.tensor(LUMA), torch.eye(3)
 _ORDERS = torch.tensor([(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 
 Augmentation = Callable[[Tensor, Tensor], Tensor]  # of images and their draws, in place
@@ -84,9 +85,9 @@ def reference_augmentation(images: Tensor, draws: Tensor) -> Tensor:
         blurred = (draws[:, 3] >= first) & (draws[:, 3] < first + 0.1)
         images = _apply(images, blurred, draws, _blurring(radius))
     turns = hue_matrices(20 * draws[:, 6], 1 + 0.2 * draws[:, 7])
-    images = _apply(images, draws[:, 5] < 0.2, turns, mix_channels)
-    grey = _TO_GREY.expand(len(images), 3, 3)
-    return _apply(images, draws[:, 8] < 0.1, grey, mix_channels)
+    images = _apply(images, draws[:, 5] < 0.2, _blocks(turns, side), _mix_blocks)
+    grey = _blocks(_TO_GREY.expand(1, 3, 3), side).expand(len(images), -1, -1)
+    return _apply(images, draws[:, 8] < 0.1, grey, _mix_blocks)
 
 
 def adaface_augmentation(images: Tensor, draws: Tensor) -> Tensor:
@@ -170,7 +171,8 @@ def _apply(images: Tensor, mask: Tensor, parameters: Tensor, transform: Transfor
         return images
     for row in rows.tolist():
         image = images[row : row + 1]
-        image.copy_(_to_pixels(transform(image, parameters[row : row + 1])))
+        values = transform(image, parameters[row : row + 1])
+        image.copy_(_rounded(values) if values.is_floating_point() else values)
     return images
 
 
@@ -181,7 +183,12 @@ def _one_by_one(images: Tensor) -> bool:
 def _to_pixels(values: Tensor) -> Tensor:
     if not values.is_floating_point():
         return values
-    return values.round().clamp_(0, 255).to(torch.int16).to(torch.uint8)  # straight to uint8 takes twice as long
+    return _rounded(values).to(torch.uint8)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    """Whole numbers of a byte's range, int16: from floats straight to bytes takes twice as long. Overwrites."""
+    return values.round_().clamp_(0, 255).to(torch.int16)
 
 
 def _lines(images: Tensor) -> Tensor:
@@ -216,6 +223,10 @@ def _blur(images: Tensor, radius: int) -> Tensor:
     sigma = 0.3 * (radius - 1) + 0.8
     weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
+    if _one_by_one(images):
+        pixels = images[0].permute(1, 2, 0).numpy()
+        smooth = np.rint(host_pixels.blur(pixels, [weight / total for weight in weights])).astype(np.uint8)
+        return torch.from_numpy(smooth).permute(2, 0, 1)[None]
     lines = _lines(images)
     count, height, width = lines.shape
     edge = 3 * radius
@@ -249,16 +260,26 @@ def hue_matrices(degrees: Tensor, saturation: Tensor) -> Tensor:
 
 
 def mix_channels(images: Tensor, matrices: Tensor) -> Tensor:
-    """Each pixel's RGB column times the matrix of its image, [n, 3, 3]; float [n, 3, H, W].
+    """Each pixel's RGB column times the matrix of its image, [n, 3, 3]; float [n, 3, H, W]."""
+    return _mix_blocks(images, _blocks(matrices, images.shape[-1]))
 
-    Four pixels are multiplied at a time: products with three columns only are slow.
-    """
+
+def _blocks(matrices: Tensor, width: int) -> Tensor:
+    """Matrices [n, 3, 3] for several pixels of a line at a time, since products with three columns are slow."""
+    together = 4 if width % 4 == 0 else 1
+    blocks = torch.eye(together).view(1, together, 1, together, 1) * matrices.transpose(1, 2)[:, None, :, None]
+    return blocks.reshape(len(matrices), 3 * together, 3 * together)
+
+
+def _mix_blocks(images: Tensor, blocks: Tensor) -> Tensor:
     lines = _lines(images).float()
     count, height, width = lines.shape
-    together = 4 if width % 12 == 0 else 1
-    blocks = torch.eye(together).view(1, together, 1, together, 1) * matrices.transpose(1, 2)[:, None, :, None]
-    blocks = blocks.reshape(count, 3 * together, 3 * together).to(images.device)
-    return _images(torch.bmm(lines.view(count, -1, 3 * together), blocks).view(count, height, width))
+    blocks = blocks.to(images.device)
+    if count == 1:
+        mixed = lines.view(-1, blocks.shape[-1]) @ blocks[0]
+    else:
+        mixed = torch.bmm(lines.view(count, -1, blocks.shape[-1]), blocks)
+    return _images(mixed.view(count, height, width))
 
 
 def _boxes(side: int, draws: Tensor) -> Tensor:
@@ -297,7 +318,9 @@ def _resample(images: Tensor, side: int, mode: str) -> Tensor:
     size = images.shape[-1]
     if mode == "nearest":
         chosen = (torch.arange(side, device=images.device) * (size / side)).long()
-        return _images(_lines(images).index_select(1, chosen)).index_select(3, chosen)
+        if side < size:
+            return _images(_lines(images).index_select(1, chosen)).index_select(3, chosen)
+        return _images(_lines(images.index_select(3, chosen)).index_select(1, chosen))
     if mode == "bilinear" and _one_by_one(images):
         return functional.interpolate(images, size=(side, side), mode=mode)  # on bytes: several times as fast
     weights = _resampling(size, side, mode).to(images.device)
@@ -317,6 +340,10 @@ def _photometric(images: Tensor, rows: Tensor) -> Tensor:
 
     Each is a product of pixels and a matrix, and contrast adds a part of the mean luma.
     """
+    if _one_by_one(images):
+        *chosen, which = rows[0].tolist()
+        steps = [(kind, 0.5 + chosen[kind]) for kind in _ORDERS[min(5, int(6 * which))].tolist()]
+        return _images(host_pixels.relight(_lines(images)[0], steps)[None])
     images, factors = images.float(), (0.5 + rows[:, :3]).float()
     for kinds in _ORDERS[(6 * rows[:, 3]).long().clamp(max=5)].unbind(1):
         present = set(kinds.tolist())
