@@ -1,7 +1,8 @@
 """Requests that must not take for ever: each has a deadline, is sent again, and is counted.
 
-A store that sends a kilobyte a second does answer, so no driver gives it up; a run that waits for it makes no step.
-Every read of an asynchronous driver goes through here, ranges and whole objects, of data and of checkpoints.
+A store that sends or takes a kilobyte a second does answer, so no driver gives it up; a run that waits for it makes no
+step. Every request of an asynchronous driver goes through here: reads of ranges and of whole objects, look-ups, writes
+and the parts of uploads, listings and deletions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from app import patience
 
+T = TypeVar("T")
+
 ATTEMPTS = 4
 DEADLINE = 20.0  # seconds for a request, and
-SLOWEST = 256 << 10  # bytes a second that must arrive besides; each further attempt gets twice the time
+SLOWEST = 256 << 10  # bytes a second that must pass besides; each further attempt gets twice the time
 HEDGE = 2.0  # seconds after which a request is sent a second time, at least
 _SILENCE = 10.0  # seconds between two lines about slow requests
 
@@ -51,41 +55,41 @@ class Requests:
     async def ask(
         self,
         what: str,
-        request: Callable[[], Awaitable[bytes]],
+        request: Callable[[], Awaitable[T]],
         size_of: Callable[[], Awaitable[int]],
         *,
         may_pass: Callable[[Exception], bool],
-        enough: Callable[[bytes], bool] = lambda _: True,
-    ) -> bytes:
+        enough: Callable[[T], bool] = lambda _: True,
+    ) -> T:
         """The answer of ``request()``, which is sent again when it is late, short, or fails in a way that may pass.
 
         Args:
             what: the object, for the line that is printed when it is late.
-            size_of: bytes that are expected; asked only when the answer is late.
+            size_of: bytes that are on their way, either way; asked only when the answer is late.
             enough: whether an answer is whole; the last attempt's is returned as it is.
 
         Raises:
             LateError: the last attempt was late.
         """
-        answer = b""
         for attempt in range(ATTEMPTS):
+            last = attempt + 1 == ATTEMPTS
             try:
                 answer = await self._in_time(what, request, size_of, 2**attempt)
             except Exception as error:
-                if attempt + 1 == ATTEMPTS or not may_pass(error):
+                if last or not may_pass(error):
                     raise
             else:
-                if enough(answer):
+                if last or enough(answer):
                     return answer
             self.retries += 1
             pause = 0.2 * 2**attempt * random.uniform(0.5, 1.0)
             patience.count_retry(pause)
             await asyncio.sleep(pause)
-        return answer
+        raise AssertionError
 
     async def _in_time(
-        self, what: str, request: Callable[[], Awaitable[bytes]], size_of: Callable[[], Awaitable[int]], times: int
-    ) -> bytes:
+        self, what: str, request: Callable[[], Awaitable[T]], size_of: Callable[[], Awaitable[int]], times: int
+    ) -> T:
         started, limit = time.perf_counter(), DEADLINE * times
         tasks = [asyncio.ensure_future(request())]
         try:

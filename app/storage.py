@@ -3,14 +3,15 @@
 Credentials and endpoints come from the environment only, never from arguments: S3 from the standard ``AWS_*``
 variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_CA_BUNDLE``...), every other protocol from fsspec's own
 ``FSSPEC_<PROTOCOL>_<OPTION>`` variables (a public bucket: ``FSSPEC_S3_ANON=true``). ``AWS_S3_ADDRESSING_STYLE=virtual``
-is for stores that refuse path-style requests. Paths are literal: no character of a name is a pattern.
+is for stores that refuse path-style requests. Paths are literal: no character of a name is a pattern, and ``::`` chains
+nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
+import re
 import shutil
 import time
 import warnings
@@ -20,20 +21,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from app import errors, store_errors
-from app.deadline import Requests, is_late
 from app.errors import AppError
 from app.patience import patiently
+from app.store_requests import hurry_parts, in_time, is_s3, read_side_by_side, read_whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 redact = errors.redact  # for whoever prints URLs
-_SIDE_BY_SIDE = 32  # requests of one call
-_reads = Requests(hedges=False)  # whole objects may be large: two answers at once would be slower than one
 
 
 class StorageError(AppError):
@@ -88,8 +85,13 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         options["config_kwargs"]["signature_version"] = "s3v4"  # of signed URLs too, which botocore signs as of old
         if style := os.environ.get("AWS_S3_ADDRESSING_STYLE"):  # OSS and OBS refuse botocore's choice, "path"
             options["config_kwargs"]["s3"] = {"addressing_style": style}
+        if "?versionId=" in url:
+            raise StorageError(f"{redact(url)}: no name may hold '?versionId='; rename it")
     try:
-        filesystem, path = url_to_fs(url, **options)
+        # Not fsspec's url_to_fs: it takes "::" in a path for a chain of URLs, and reads, writes and deletes elsewhere.
+        scheme = re.match(r"[A-Za-z0-9][\w+.-]*(?=://)", url)
+        kind: Any = fsspec.get_filesystem_class(scheme[0] if scheme else "file")
+        filesystem, path = kind(**{**kind._get_kwargs_from_urls(url), **options}), kind._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise StorageError(f"{redact(url)}: cannot open this kind of URL ({error})") from error
     return cast(fsspec.AbstractFileSystem, filesystem), cast(str, path)
@@ -105,9 +107,7 @@ def read_bytes(url: str) -> bytes:
     """Return the whole object."""
     filesystem, path = open_filesystem(url)
     with explained(url, "read"):
-        if isinstance(filesystem, AsyncFileSystem):
-            return cast(bytes, sync(filesystem.loop, _read_whole, filesystem, path, url))
-        return cast(bytes, filesystem.cat_file(path))
+        return read_whole(filesystem, path, url)
 
 
 def read_optional(url: str) -> bytes | None:
@@ -150,10 +150,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         starts, stops = [ranges[i][0] for i in missing], [ranges[i][1] for i in missing]
         what = f"bytes {starts[0]}-{stops[0]}" if len(missing) == 1 else f"{len(missing)} ranges"
         with explained(url, f"read of {what}"):
-            if isinstance(filesystem, AsyncFileSystem):
-                found = sync(filesystem.loop, _read_side_by_side, filesystem, path, url, starts, stops)
-            else:
-                found = filesystem.cat_ranges([path] * len(missing), starts, stops, on_error="raise")
+            found = read_side_by_side(filesystem, path, url, starts, stops)
         for i, chunk in zip(missing, found, strict=True):
             if len(chunk) > ranges[i][1] - ranges[i][0]:
                 raise StorageError(
@@ -171,33 +168,6 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     )
 
 
-async def _read_whole(filesystem: Any, path: str, url: str) -> bytes:
-    async def size() -> int:
-        return int((await filesystem._info(path))["size"] or 0)
-
-    return await _reads.ask(redact(url), lambda: filesystem._cat_file(path), size, may_pass=is_late)
-
-
-async def _read_side_by_side(
-    filesystem: Any, path: str, url: str, starts: Sequence[int], stops: Sequence[int]
-) -> list[bytes]:
-    places = asyncio.Semaphore(_SIDE_BY_SIDE)  # a request's time does not run while it waits for a connection
-
-    async def read(start: int, stop: int) -> bytes:
-        async def size() -> int:
-            return stop - start
-
-        async with places:
-            return await _reads.ask(
-                f"{redact(url)}: bytes {start}-{stop}",
-                lambda: filesystem._cat_file(path, start=start, end=stop),
-                size,
-                may_pass=is_late,
-            )
-
-    return list(await asyncio.gather(*map(read, starts, stops)))
-
-
 @_patient
 def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
     """Write the whole object in one request, so that readers see all of it or nothing.
@@ -210,17 +180,16 @@ def write_bytes(url: str, data: bytes, *, if_absent: bool = False) -> bool:
     with explained(url, "write"):
         if is_local(filesystem):
             return _write_local(path, data, if_absent=if_absent)
-        if not if_absent:
-            filesystem.pipe_file(path, data)
-            return True
+        mode = "create" if if_absent else "overwrite"
         try:
-            filesystem.pipe_file(path, data, mode="create")
+            in_time(filesystem, url, "pipe_file", path, data, mode=mode, size=len(data))
             return True
         except OSError as error:
-            if not (isinstance(error, FileExistsError) or store_errors.explain(error)[0].kind == "precondition"):
+            refused = isinstance(error, FileExistsError) or store_errors.explain(error)[0].kind == "precondition"
+            if not (if_absent and refused):
                 raise
         # Not in the handler: what goes wrong here is not what is handled there.
-        return bool(filesystem.cat_file(path) == data)
+        return read_whole(filesystem, path, url) == data
 
 
 def _write_local(path: str, data: bytes, *, if_absent: bool) -> bool:
@@ -273,7 +242,7 @@ def info(url: str) -> ObjectInfo:
     """
     filesystem, path = open_filesystem(url)
     with explained(url, "look-up"):
-        details = filesystem.info(path)
+        details = in_time(filesystem, url, "info", path)
     names = ("ETag", "etag", "mtime", "Last-Modified", "created")
     return ObjectInfo(url, int(details["size"] or 0), plain_tag(next(filter(None, map(details.get, names)), "")))
 
@@ -289,12 +258,22 @@ def list_names(url: str) -> list[str]:
     filesystem, path = open_filesystem(url)
     with explained(url, "list"):
         try:
-            entries = filesystem.ls(path, detail=False)
+            entries = in_time(filesystem, url, "ls", path, detail=False)
         except FileNotFoundError:
             return []
     prefix = path.rstrip("/")
     names = (str(entry).rstrip("/") for entry in entries)
     return sorted(name.rsplit("/", 1)[-1] for name in names if name != prefix)
+
+
+@_patient
+def newest_change(url: str) -> float:
+    """When an object, or the newest one under a folder, was written: seconds by the store's clock; 0 where untold."""
+    filesystem, path = open_filesystem(url)
+    with explained(url, "list"):
+        found = in_time(filesystem, url, "find", path, detail=True)
+    stamps = (about.get("LastModified") or about.get("mtime") or about.get("created") for about in found.values())
+    return max((float(at.timestamp() if hasattr(at, "timestamp") else at or 0) for at in stamps), default=0.0)
 
 
 @_patient
@@ -315,19 +294,20 @@ def delete_tree(url: str) -> None:
                 return
             if not path.strip("/"):
                 raise StorageError(f"{redact(url)}: refusing to delete everything; name a folder")
-            names = [name for name in filesystem.find(path) if name == path or name.startswith(path.rstrip("/") + "/")]
-            _delete_objects(filesystem, names)
+            found = in_time(filesystem, url, "find", path)
+            names = [name for name in found if name == path or name.startswith(path.rstrip("/") + "/")]
+            _delete_objects(filesystem, names, url)
         except FileNotFoundError:
             return
 
 
-def _delete_objects(filesystem: fsspec.AbstractFileSystem, names: list[str]) -> None:
-    if isinstance(filesystem, AsyncFileSystem) and hasattr(filesystem, "_bulk_delete"):
-        for start in range(0, len(names), 1000):  # as many as one request of S3 may name
-            sync(filesystem.loop, filesystem._bulk_delete, names[start : start + 1000])
+def _delete_objects(filesystem: fsspec.AbstractFileSystem, names: list[str], url: str) -> None:
+    if is_s3(filesystem):
+        for start in range(0, len(names), 1000):  # as many as one request may name
+            in_time(filesystem, url, "_bulk_delete", names[start : start + 1000])
         return
     for name in names:
-        filesystem.rm_file(name)
+        in_time(filesystem, url, "rm_file", name)
 
 
 @contextmanager
@@ -337,6 +317,7 @@ def open_writer(url: str) -> Iterator[ObjectWriter]:
     with explained(url, "write"):
         filesystem.makedirs(filesystem._parent(path), exist_ok=True)
         file = filesystem.open(path, "wb", autocommit=False)
+        hurry_parts(file, url)
     try:
         yield ObjectWriter(file, url)
     except BaseException:

@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> int:
         if outcome is Outcome.COMPLETE:
             say_complete(loop)
         elif outcome is Outcome.FINISHED:
-            finish_run(loop)
+            outcome = finish_run(loop)
         events.close()
         loop.checkpoints.close()
         if outcome is Outcome.STOPPED:

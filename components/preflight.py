@@ -24,7 +24,7 @@ from components.arguments import is_path
 from components.hardware import load_profile
 from components.image_registry import RegistryUnknown, require_image
 from components.jobs import TrainJob
-from components.store import Skipped, StoreError, size_of
+from components.store import Skipped, StoreError, size_of, try_commit
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 FILE = "components.py"
@@ -128,10 +128,11 @@ def _check_records(url: str) -> None:
 
 
 def check_output(recipe: dict[str, Any]) -> str:
-    """The output's bucket can be listed.
+    """The output's bucket can be listed, and a checkpoint be committed there.
 
     Raises:
         ValueError: it cannot.
+        Skipped: this shell may not write there.
     """
     url = recipe["output"]["url"]
     if not url:
@@ -147,6 +148,9 @@ def check_output(recipe: dict[str, Any]) -> str:
         if error.absent:
             raise ValueError(f"{url}: {bucket} does not exist: create it") from error
         raise
+    if found and scheme != "file" and recipe["checkpoint"]["commit"] == "conditional":
+        try_commit(url)
+        return f"{url} is writable, and only once"
     return f"{url} can be reached"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from app import storage
+from app.checkpoint.conditional import require_conditional_writes
 from app.errors import AppError
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "FSSPEC_S3_ANON")
@@ -21,8 +22,8 @@ class Skipped(Exception):
 class StoreError(ValueError):
     """What the store says of an object; ``absent`` when that is that there is none."""
 
-    def __init__(self, url: str, error: AppError) -> None:
-        super().__init__(f"{url} cannot be read: {str(error).removeprefix(f'{url}: ')}")
+    def __init__(self, url: str, error: AppError, verb: str = "read") -> None:
+        super().__init__(f"{url} cannot be {verb}: {str(error).removeprefix(f'{url}: ')}")
         self.absent = isinstance(error, storage.StorageError) and error.kind == "absent"
 
 
@@ -38,6 +39,22 @@ def size_of(url: str) -> int:
         return storage.info(url).size
     except AppError as error:
         raise StoreError(url, error) from error
+
+
+def try_commit(url: str) -> None:
+    """Write and delete an object below a folder, as a checkpoint is committed.
+
+    Raises:
+        Skipped: this shell has no keys for it, or they may not write; the pods' may.
+        StoreError: the store cannot do it.
+    """
+    _require_keys(url)
+    try:
+        require_conditional_writes(url)
+    except AppError as error:
+        if isinstance(error, storage.StorageError) and error.kind == "denied":
+            raise Skipped(f"{url}: this shell's keys may not write there: commits could not be tried") from error
+        raise StoreError(url, error, "written") from error
 
 
 def names_in(url: str) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import s3fs
+import torch
 
-from app import deadline, patience, storage
+from app import deadline, patience, storage, store_requests
+from app.checkpoint.transfer import open_tensors, write_tensors
 from app.storage import StorageError
 from demo.object_store import ObjectStore
 from tests.faults.proxy import Proxy
@@ -20,7 +23,7 @@ DATA = bytes(range(256)) * 800  # 200 s at a kilobyte a second
 def between(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(object_store.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        monkeypatch.setattr(deadline, "DEADLINE", 3.0)
+        monkeypatch.setattr(deadline, "DEADLINE", 1.0)
         s3fs.S3FileSystem.clear_instance_cache()
         yield proxy
     s3fs.S3FileSystem.clear_instance_cache()
@@ -41,7 +44,7 @@ def test_a_read_at_a_kilobyte_a_second_is_named_sent_again_and_counted(
     storage.write_bytes(url, DATA)
     slow, before = [True, True, True], patience.counters.retries
     between.decide = lambda method, _: "slow" if method == "GET" and slow and slow.pop() else ""
-    storage._reads._said = 0.0
+    store_requests._requests._said = 0.0
     assert read(url) == DATA
     assert patience.counters.retries > before
     assert f"warning: {url}" in capsys.readouterr().err
@@ -61,6 +64,49 @@ def test_a_store_that_stays_slow_is_a_passing_error_that_names_the_object(
             read(url)
         assert caught.value.transient
     assert len([fault for *_, fault in between.requests if fault == "slow"]) >= 3 * deadline.ATTEMPTS
+
+
+def upload_in_parts(url: str) -> None:
+    tensors = {"weight": torch.arange(9 << 18, dtype=torch.float32)}  # 9 MiB: two parts
+    item = write_tensors(url, tensors, None)
+    assert torch.equal(open_tensors(url, item, time.monotonic()).load()["weight"], tensors["weight"])
+
+
+def write_once(url: str) -> None:
+    assert storage.write_bytes(url, b"1", if_absent=True)  # also where the late request was done
+    assert storage.read_bytes(url) == b"1"
+
+
+VERBS: dict[str, tuple[Callable[[str], object], str, str, str]] = {
+    "write": (lambda url: storage.write_bytes(url, DATA), "PUT", "/object", "late"),
+    "conditional write": (write_once, "PUT", "/object", "late"),
+    "begin of an upload": (upload_in_parts, "POST", "uploads", "stall"),
+    "part of an upload": (upload_in_parts, "PUT", "partNumber=2", "late"),
+    "look-up": (storage.exists, "HEAD", "/object", "stall"),
+    "list": (lambda url: storage.list_names(url.rpartition("/")[0]), "GET", "list-type", "stall"),
+    "delete": (storage.delete_tree, "GET POST", "delete", "late"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_request_has_a_deadline_names_its_object_and_is_sent_again(
+    verb: str,
+    bucket_url: str,
+    between: Proxy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    action, methods, what, kind = VERBS[verb]
+    url = storage.join(bucket_url, "object")
+    if verb in ("look-up", "list", "delete"):
+        storage.write_bytes(url, DATA)
+    between.stall = 60.0
+    left, before = [kind], patience.counters.retries
+    between.decide = lambda method, path: left.pop() if method in methods and what in path and left else ""
+    store_requests._requests._said = 0.0
+    action(url)
+    assert not left
+    assert patience.counters.retries > before
+    assert f"warning: {bucket_url}" in capsys.readouterr().err
 
 
 def ask(requests: deadline.Requests, answers: list[Callable[[], bytes]]) -> bytes:

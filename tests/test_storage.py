@@ -9,6 +9,8 @@ import s3fs
 
 from app import storage
 from app.storage import StorageError
+from demo.object_store import ObjectStore
+from tests.faults.proxy import Proxy
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -102,7 +104,7 @@ def test_passwords_in_urls_and_known_secrets_are_redacted(monkeypatch: pytest.Mo
     assert storage.redact("https://me:pw@host/x hunter2hunter2") == "https://***@host/x ***"
 
 
-@pytest.mark.parametrize("name", ["a[1]", "what?", "all*", "r50[lr=0.1]", "100% #2 人脸"])
+@pytest.mark.parametrize("name", ["a[1]", "what?", "all*", "r50[lr=0.1]", "100% #2 人脸", "a1::b", "file::x"])
 def test_every_character_of_a_path_is_literal(folder: str, name: str) -> None:
     neighbours = ["a1", "whatx", "all-of-it", "r50l", "r50=", "100", "a[1]b"]
     for other in neighbours:
@@ -115,6 +117,32 @@ def test_every_character_of_a_path_is_literal(folder: str, name: str) -> None:
     storage.delete_tree(storage.join(folder, name))
     assert not storage.exists(url)
     assert all(storage.exists(storage.join(folder, other, "x")) for other in neighbours)
+
+
+def test_two_colons_lead_nowhere_else(tmp_path: Path) -> None:
+    """fsspec takes a chain of URLs for them, and deleted what stands before."""
+    for name in ("a", "b"):
+        storage.write_bytes(str(tmp_path / name / "x"), b"keep")
+    storage.delete_tree(f"{tmp_path}/a::b")
+    storage.delete_tree(f"{tmp_path}/a::file://{tmp_path}/b")
+    assert all((tmp_path / name / "x").exists() for name in ("a", "b"))
+    with pytest.raises(StorageError, match=r"no name may hold '\?versionId='"):
+        storage.delete_tree("s3://test/a?versionId=3")
+
+
+def test_an_object_that_comes_short_and_has_no_checksum_is_read_again(
+    object_store: ObjectStore, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, left = storage.join(bucket_url, "object"), ["truncate"]
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    with Proxy(object_store.endpoint) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        storage.write_bytes(url, bytes(10_000))
+        between.decide = lambda method, _: left.pop() if method == "GET" and left else ""
+        assert len(storage.read_bytes(url)) == 10_000
+        assert not left
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_brackets_are_literal_in_memory_too() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from app import storage
 from app.checkpoint.names import Name
 
-FOREIGN_SECONDS = 3600.0  # what another run began since then may still be in its hands
+FOREIGN_SECONDS = 3600.0  # what another run wrote since then may still be in its hands
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ def choose_victims(
     current: str,
     damaged: Collection[str],
     scores: Mapping[str, float],
+    age_of: Callable[[Name], float],
 ) -> list[str]:
     """The folders to delete.
 
@@ -40,6 +41,7 @@ def choose_victims(
         current: the folder that was just committed.
         damaged: folders that were read and found wrong.
         scores: highest accuracy that was known when a checkpoint was written; see ``TrainingState.meta``.
+        age_of: seconds since the last object of a folder was written; asked only of other runs' folders.
     """
     sound = sorted((n for n in names if n.text in committed and n.text not in damaged), key=lambda n: n.order)
     # The newest commit by order and by fact stay, whatever else is said.
@@ -54,8 +56,18 @@ def choose_victims(
     return [
         name.text
         for name in names
-        if name.text not in kept and (name.origin == origin or name.text in damaged or name.age > FOREIGN_SECONDS)
+        if name.text not in kept and (name.origin == origin or name.text in damaged or age_of(name) > FOREIGN_SECONDS)
     ]
+
+
+def age(url: str, current: str) -> float:
+    """Seconds between the last change of a folder and that of ``current``, by the store's clock.
+
+    Machines' clocks may be hours apart: by one of them what is being written may look old. 0 where the store tells no
+    times: what is not known to be old stays.
+    """
+    then, now = storage.newest_change(url), storage.newest_change(current)
+    return now - then if then and now else 0.0
 
 
 def delete_checkpoint(url: str) -> None:

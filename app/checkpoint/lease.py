@@ -52,6 +52,18 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
+    def require(self) -> None:
+        """Look whether the folder is still this run's: a process that was suspended may have lost it meanwhile.
+
+        Raises:
+            CheckpointError: another run took it.
+            StorageError: the store did not answer.
+        """
+        if not self.problem:
+            self._look()
+        if self.problem:
+            raise CheckpointError(self.problem)
+
     def release(self) -> None:
         """Give it back, so that the next start need not wait."""
         if self._thread is None or self._ended.is_set():
@@ -86,15 +98,17 @@ class Lease:
     def _renew(self) -> None:
         while not self._ended.wait(self.interval):
             try:
-                found = self._read()
-                if found and found.get("owner") != self.owner:
-                    self.problem = (
-                        f"{self.url}: another run took this folder: {found.get('owner')!r} on {found.get('host')!r}"
-                    )
+                self._look()
+                if self.problem:
                     return
                 self._write()
             except StorageError:
                 continue  # the next time; checkpoints tell of a store that is out of order
+
+    def _look(self) -> None:
+        found = self._read()
+        if found and found.get("owner") != self.owner:
+            self.problem = f"{self.url}: another run took this folder: {found.get('owner')!r} on {found.get('host')!r}"
 
     def _read(self) -> dict[str, object] | None:
         try:

@@ -23,7 +23,7 @@ from torch import Tensor
 from app import storage
 from app.checkpoint.agreement import agree, broadcast
 from app.checkpoint.background import Background
-from app.checkpoint.collect import Keeping, choose_victims, delete_checkpoint
+from app.checkpoint.collect import Keeping, age, choose_victims, delete_checkpoint
 from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.lease import Lease
 from app.checkpoint.manifest import CheckpointError, DamagedError, Manifest, StoredObject
@@ -182,9 +182,8 @@ class CheckpointManager:
             raise StorageError(f"{self.url}: the store is too slow to take it in time", transient=True) from error
 
     def _put_manifest(self, url: str, data: bytes, until: float) -> None:
-        problem = self._lease.problem if self._lease is not None else ""
-        if problem:
-            raise CheckpointError(problem)
+        if self._lease is not None:
+            persist(self._lease.require, until, whatever=True)
         if not persist(lambda: put_manifest(url, data, conditional=self.conditional), until, whatever=True):
             raise CheckpointError(f"{url} exists already: two runs write to one folder; give each its own output")
 
@@ -247,6 +246,7 @@ class CheckpointManager:
                 current=current,
                 damaged=self._damaged,
                 scores=self._scores,
+                age_of=lambda name: age(storage.join(self.url, name.text), storage.join(self.url, current)),
             )
             for victim in victims:
                 delete_checkpoint(storage.join(self.url, victim))

@@ -32,12 +32,6 @@ class Name:
         """The later of two checkpoints has the greater one."""
         return (self.generation, self.step, self.stamp)
 
-    @property
-    def age(self) -> float:
-        """Seconds since the attempt began, by the clock of its writer and that of this machine."""
-        seconds = time.mktime(time.strptime(self.stamp[:15], "%Y%m%dT%H%M%S")) - time.timezone
-        return time.time() - seconds
-
 
 def make_name(step: int, generation: int, origin: str) -> str:
     """A name for an attempt that begins now."""
@@ -57,8 +51,11 @@ def parse_name(text: str) -> Name | None:
 def run_owner() -> str:
     """Who this process trains for: the elastic job, or this process alone where there is none."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    # "none" is torchrun's own default: every static job has it.
-    return job if job != "none" else f"{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+    if job == "none":  # torchrun's own default: every static job has it
+        return f"{socket.gethostname()}/{os.getpid()}/{os.urandom(4).hex()}"
+    # Two jobs may have been given one name; they do not meet at one place.
+    place = os.environ.get("ARCFACE_RDZV_ENDPOINT", "")
+    return f"{job}@{socket.gethostname()}:{place}" if place.startswith(("localhost:", "127.")) else f"{job}@{place}"
 
 
 def origin_of(owner: str) -> str:

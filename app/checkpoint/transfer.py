@@ -14,6 +14,7 @@ from app.checkpoint.manifest import CHUNK_BYTES, MOST_BYTES, DamagedError, Manif
 from app.checkpoint.tensor_file import TensorFile, cut, digest, serialize
 from app.patience import persist
 from app.storage import StorageError
+from app.store_requests import hurry_parts
 
 _ONE_REQUEST_BYTES = 8 << 20  # smaller objects go in one request
 _MOST_PARTS = 9000  # S3 takes 10,000 parts an upload
@@ -48,6 +49,7 @@ def _upload(url: str, chunks: Iterator[memoryview], size: int) -> None:
             return
         block = max(_ONE_REQUEST_BYTES, -(-size // _MOST_PARTS))
         file = filesystem.open(path, "wb", block_size=block)
+        hurry_parts(file, url)
         try:
             for chunk in chunks:
                 file.write(chunk)

@@ -186,6 +186,7 @@ def validate(recipe: Recipe) -> Recipe:
             "train.reproducible sums in the order of logical workers, which train.sync_bn and "
             "train.gradient_compression do not: leave them off"
         )
-    if not recipe.name or not recipe.name.isprintable() or ".." in recipe.name.split("/"):
+    parts = recipe.name.split("/")
+    if not recipe.name.isprintable() or any(part.strip() != part or part in ("", ".", "..") for part in parts):
         raise RecipeError(f"a run cannot be called {recipe.name!r}: --name is a folder below output.url")
     return recipe

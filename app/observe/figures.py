@@ -50,6 +50,10 @@ _FIGURES = (
     _data("cache_misses", "Chunks that came from the store."),
     _data("decoded_per_thread_second", "Images a decoding thread makes in a second."),
 )
+_CHECKPOINT = (
+    Figure("stall_seconds", "arcface_checkpoint_stall_seconds", "Training stood still for the last checkpoint."),
+    Figure("stall_share", "arcface_checkpoint_stall_share", "That, of the time since the one before was begun."),
+)
 FIGURES = {figure.name: figure for figure in _FIGURES}
 
 
@@ -67,7 +71,7 @@ class Reporter:
         self.progress, self.events, self.metrics = progress, events, metrics
         self._line = _reference_line if insightface else _line
         self._fp16 = fp16
-        for figure in FIGURES.values():
+        for figure in (*FIGURES.values(), *_CHECKPOINT):
             metrics.add(figure.name, figure.gauge, figure.meaning)
 
     def report(self, step: int, figures: Mapping[str, float]) -> None:
@@ -87,10 +91,17 @@ class Reporter:
         self.metrics.accuracy.labels(name).set(summary["accuracy"])
         self.events.add(f"verification/{name}", step, **summary)
 
-    def committed(self, step: int, size: int, stall: float) -> None:
-        """A checkpoint of ``size`` bytes is committed, for which training stood still ``stall`` seconds in all."""
+    def committed(self, step: int, size: int, stall: float, between: float) -> None:
+        """A checkpoint of ``size`` bytes is committed.
+
+        Args:
+            stall: seconds for which training stood still for it, in all.
+            between: seconds from the beginning of the one before it, or of training, to its own.
+        """
+        figures = {"stall_seconds": round(stall, 4), "stall_share": round(stall / max(between, stall, 1e-9), 6)}
         self.metrics.last_checkpoint.set_to_current_time()
-        self.events.add("checkpoint", step, bytes=size, stall_seconds=round(stall, 4))
+        self.metrics.set(figures)
+        self.events.add("checkpoint", step, bytes=size, **figures)
         self.events.flush()
 
 

@@ -7,40 +7,66 @@ import time
 from typing import Any
 
 from app import storage
+from app.elastic import watchdog
 from app.errors import AppError
 from app.evaluate.export_onnx import export_onnx
 from app.observe.tracking import track_run
 from app.parsing import dump_json
 from app.run_folder import build_model, run_url, save_model
-from app.training.loop import Loop
+from app.storage import StorageError
+from app.training.loop import Loop, Outcome
 from app.training.provenance import describe_origin
 
 
-def finish_run(loop: Loop) -> None:
-    """Write what remains of a finished run to its folder; a collective."""
+def finish_run(loop: Loop) -> Outcome:
+    """Write what remains of a finished run to its folder; a collective.
+
+    A node that is asked to go while the last verification runs stops it: the next start does it again.
+    """
     if loop.recipe.train.perf_steps:
         loop.progress.say(f"speed: {loop.images_per_second:.1f} img/s, median over {loop.step} steps")
-        return
+        return Outcome.FINISHED
     loop.save()
-    loop.verify()
+    if not verify_watched(loop):
+        return Outcome.STOPPED
     if loop.world.rank == 0:
-        url = run_url(loop.recipe)
-        save_model(url, loop.trainer.backbone, loop.recipe, loop.step)
-        if loop.recipe.output.onnx:
-            write_onnx(loop, url)
-        summary = summarize(loop)
-        storage.write_bytes(storage.join(url, "summary.json"), dump_json(summary, indent=1).encode())
-        table = format_summary(summary)
-        storage.write_bytes(storage.join(url, "summary.md"), table.encode())
-        artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}
-        track_run({**summary, "run_url": url}, artifacts)
-        loop.progress.say(f"\n{table}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
-        if loop.recipe.output.log_style == "insightface":
-            for line in final_lines(summary):
-                loop.progress.say(line)
-        if len(loop.events.trackers):
+        write_results(loop)
+    return Outcome.FINISHED
+
+
+def verify_watched(loop: Loop) -> bool:
+    """The last verification, where a hang has a name as in training; False if it was stopped."""
+    watchdog.start(loop.world.rank, loop.world.size, loop.recipe.train.step_timeout)
+    try:
+        watchdog.enter("verification", loop.step)
+        return loop.verify()
+    finally:
+        watchdog.stop()
+
+
+def write_results(loop: Loop) -> None:
+    """The final weights, the summary, and what else is made of them; on one rank."""
+    url = run_url(loop.recipe)
+    loop.verifier.write_best(loop.events, must=True)
+    save_model(url, loop.trainer.backbone, loop.recipe, loop.step)
+    summary = summarize(loop)
+    storage.write_bytes(storage.join(url, "summary.md"), format_summary(summary).encode())
+    # With this the run is complete, whatever becomes of what is made besides.
+    storage.write_bytes(storage.join(url, "summary.json"), dump_json(summary, indent=1).encode())
+    if loop.recipe.output.onnx:
+        write_onnx(loop, url)
+    artifacts = {name: storage.join(url, name) for name in ("model.pt", "summary.json", "recipe.toml")}
+    track_run({**summary, "run_url": url}, artifacts)
+    loop.progress.say(f"\n{format_summary(summary)}\nmodel: {storage.redact(storage.join(url, 'model.pt'))}")
+    if loop.recipe.output.log_style == "insightface":
+        for line in final_lines(summary):
+            loop.progress.say(line)
+    if len(loop.events.trackers):
+        try:
             for name, place in artifacts.items():
                 loop.events.trackers.add_artifact(name, storage.read_bytes(place))
+        except StorageError as error:
+            loop.progress.say(f"warning: the trackers did not get all files: {error}")
 
 
 def final_lines(summary: dict[str, Any]) -> list[str]:
@@ -63,8 +89,9 @@ def write_onnx(loop: Loop, url: str) -> None:
     model.load_state_dict({name: value.cpu() for name, value in loop.trainer.backbone.state_dict().items()})
     try:
         difference = export_onnx(storage.join(url, "model.onnx"), model, loop.recipe.data.image_size)
-    except AppError as error:
-        loop.progress.say(f"warning: {error}")
+    except Exception as error:  # of tracing, of ONNX, of its runtime: the run is finished, and its weights are written
+        text = str(error) if isinstance(error, AppError) else f"no model.onnx: {type(error).__name__}: {error}"
+        loop.progress.say(f"warning: {' '.join(text.split())[:500]}")
         return
     loop.progress.say(f"model.onnx: differs from PyTorch by at most {difference:.1e}")
 

@@ -77,8 +77,9 @@ class Loop:
         self._rates: list[float] = []
         self.bad_records = 0  # of the run: of all its starts and processes
         self._own_bad = 0  # of this process, in this start
-        self._clock = CheckpointClock(self.recipe.checkpoint, self.world)
+        self._clock = CheckpointClock(self.recipe.checkpoint)
         self._stall = 0.0  # seconds in which training stood still for the save that is on its way
+        self._between = 0.0  # seconds from the one before it, or the start, to its beginning
 
     def start_at(self, step: int) -> None:
         """Go on as if ``step`` steps were done."""
@@ -108,6 +109,7 @@ class Loop:
 
     def _run(self, profiler: Any) -> Outcome:
         self._speed.restart()
+        self._clock.restart()
         stopping = False
         batches = self._batches()
         while self.step < self.last_step and not stopping:
@@ -118,7 +120,8 @@ class Loop:
             lr = learning_rate(self.recipe.optim, self.step, self.total_steps, self.steps_per_epoch)
             try:
                 bad = sum(part.bad for part in batch)
-                notes = Notes(self.stop.received, self.checkpoints.uploading, bad)
+                late = self.world.rank == 0 and self._clock.late
+                notes = Notes(self.stop.received, self.checkpoints.uploading, bad, late)
                 result = self.trainer.step(self.step, batch, lr, notes)
             except NotFiniteError as error:
                 self.events.add("not_finite", self.step, positions=error.positions)
@@ -133,7 +136,7 @@ class Loop:
             watchdog.enter("checkpoint")
             if self.checkpoints.busy and (stopping or not result.notes.uploading):
                 self._commit(wait=stopping)
-            if stopping or (self._clock.due(self.step) and not self.checkpoints.busy):
+            if stopping or (self._clock.due(self.step, result.notes.late > 0) and not self.checkpoints.busy):
                 self._start_checkpoint()
             self._keep_model()
             every = self.recipe.train.verify_every
@@ -156,10 +159,11 @@ class Loop:
                 warnings.warn(f"model.pt of step {self.step} could not be written: {error}", stacklevel=2)
         self._speed.restart_clock()
 
-    def verify(self) -> None:
-        """Accuracy on every configured set; a collective."""
-        self.verifier.verify(self.step, self.reporter)
+    def verify(self) -> bool:
+        """Accuracy on every configured set; a collective. False if a node was asked to go meanwhile."""
+        whole = self.verifier.verify(self.step, self.reporter)
         self._speed.restart_clock()
+        return whole
 
     def save(self) -> None:
         """Commit a checkpoint of this step now, unless that was the last thing done."""
@@ -169,7 +173,7 @@ class Loop:
         self._commit()
 
     def _start_checkpoint(self) -> None:
-        began = time.perf_counter()
+        began, self._between = time.perf_counter(), self._clock.seconds
         self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
         self._stall = time.perf_counter() - began
         self._clock.restart()
@@ -218,7 +222,8 @@ class Loop:
         self._stall += time.perf_counter() - began
         if manifest is None:
             return
-        self.reporter.committed(manifest.step, sum(item.size for item in manifest.objects), self._stall)
+        size = sum(item.size for item in manifest.objects)
+        self.reporter.committed(manifest.step, size, self._stall, self._between)
 
     def _meta(self) -> dict[str, Any]:
         return RunState(

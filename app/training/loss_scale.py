@@ -59,10 +59,10 @@ class LossScale:
             self.scale, self.good_steps = self.scale * 2, 0
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        """What a checkpoint keeps; a run that does not scale knows no scale."""
+        return {"scale": self.scale, "good_steps": self.good_steps} if self.enabled else {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from a checkpoint."""
-        if self.enabled and not self.fixed:
+        if self.enabled and not self.fixed and state:
             self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])

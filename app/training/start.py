@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
         copies=world.device.copies(),
     )
     trainer = make_trainer(recipe, world, plan, num_classes)
-    verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe))
+    verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe), stop)
     trainer.freeze.steps_per_epoch = loader.steps_per_epoch
     loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
     resume(loop, resumed)

@@ -47,12 +47,13 @@ class Notes:
     """What the ranks tell each other with every step, at no further message; of all ranks together, the sums.
 
     ``stop``: asked to end after this step. ``uploading``: a checkpoint is on its way. ``bad_records``: samples of the
-    step in whose place others stand.
+    step in whose place others stand. ``late``: rank 0 finds that a checkpoint is due.
     """
 
     stop: int = 0
     uploading: int = 0
     bad_records: int = 0
+    late: int = 0
 
 
 @dataclass(frozen=True)

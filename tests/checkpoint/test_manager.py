@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from app import storage
 from app.checkpoint.lease import Lease
 from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.checkpoint.manifest import CheckpointError, DamagedError, Manifest
+from app.checkpoint.names import run_owner
 from app.device import Device
 from app.head.class_shards import class_range
 from app.world import World
@@ -132,6 +134,45 @@ def test_what_another_run_began_less_than_an_hour_ago_is_left_alone(bucket_url: 
     loaded = manager(bucket_url).load_latest((0, CLASSES))
     assert loaded is not None
     assert loaded.step == 7
+
+
+@pytest.mark.parametrize(("written", "stays"), [(60.0, True), (7200.0, False)])
+def test_the_stores_clock_says_how_old_another_runs_upload_is(tmp_path: Path, written: float, stays: bool) -> None:
+    """Its name tells the clock of its writer, which may be hours off, either way."""
+    stamp = "20200101T000000.000000000" if stays else "20990101T000000.000000000"
+    name = f"step-000000005-{stamp}-g0-aaaaaaaa-bbbbbbbb"
+    (tmp_path / name).mkdir()
+    shard = tmp_path / name / "rows-0000000000-0000000003.safetensors"
+    shard.write_bytes(b"on its way")
+    at = time.time() - written
+    os.utime(shard, (at, at))
+    manager(str(tmp_path)).save(state(6))
+    assert shard.exists() == stays
+
+
+def test_who_was_suspended_and_lost_the_folder_commits_nothing(bucket_url: str) -> None:
+    """Before its own renewal could tell: the commit looks first."""
+    checkpoints = manager(bucket_url, owner="first", patience=5)
+    checkpoints.hold()
+    checkpoints.save(state(1))
+    thief = {"owner": "second", "host": "elsewhere", "process": 1, "count": 1}
+    storage.write_bytes(storage.join(bucket_url, "lease.json"), json.dumps(thief).encode())
+    with pytest.raises(CheckpointError, match="another run took this folder: 'second'") as caught:
+        checkpoints.save(state(2))
+    assert not caught.value.transient
+    assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [1]
+    checkpoints.close()
+    assert json.loads(storage.read_bytes(storage.join(bucket_url, "lease.json")))["owner"] == "second"
+
+
+def test_two_jobs_of_one_name_have_two_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "demo")
+    owners = set()
+    for place in ("a-0.a:29500", "b-0.b:29500", "localhost:29500", "localhost:29501"):
+        monkeypatch.setenv("ARCFACE_RDZV_ENDPOINT", place)
+        owners.add(run_owner())
+        assert run_owner() in owners  # a restart is the same one
+    assert len(owners) == 4
 
 
 def test_an_upload_that_never_ends_does_not_outlast_patience(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

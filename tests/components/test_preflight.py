@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from app import storage
 from components.preflight import main
+from demo.object_store import ObjectStore
 from tests.components.api_server import ApiServer
 from tests.components.registry_server import serve_registry
+from tests.faults.proxy import Proxy
 from tests.jobs import ROOT, write_faces
 
 
@@ -86,6 +89,26 @@ def test_a_bucket_that_cannot_be_tried_from_here_is_skipped_not_passed(
         monkeypatch.delenv(name, raising=False)
     assert ask("s3://faces/x") == 0
     assert "skipped dataset: no AWS_ACCESS_KEY_ID" in capsys.readouterr().out
+
+
+def test_a_store_without_conditional_writes_is_found_before_there_is_a_job(
+    data: str,
+    server: ApiServer,
+    object_store: ObjectStore,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Proxy(object_store.endpoint, lambda _, path: "501" if "write-check" in path else "") as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        assert ask(data) != 0
+        assert "pass --checkpoint.commit single-writer" in capsys.readouterr().out
+        assert ask(data, "--", "--checkpoint.commit", "single-writer") == 0
+        between.decide = lambda method, _: "403" if method == "PUT" else ""
+        assert ask(data) == 0
+        assert "this shell's keys may not write there" in capsys.readouterr().out
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert server.jobs() == []
 
 
 REFUSALS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.config.options import load_recipe, parse_arguments, parse_recipe, recipe_names, to_toml
-from app.config.recipe import TrainConfig
+from app.config.recipe import RecipeError, TrainConfig
 from app.run_folder import build_model
 from app.train import main
 from app.training.profile_window import profile_window
@@ -79,6 +79,17 @@ def test_a_recipe_survives_being_printed() -> None:
     assert recipe.train.batch_size == 9
     assert recipe.verify.sets == ("a", "b")
     assert load_recipe("orl").train.batch_size == 25
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/../b", "a/./b", "a//b", "/a", "a/", " ", "a ", "a\nb", "a\x00"])
+def test_a_run_has_a_name_that_is_one_folder_below_the_output(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"a run cannot be called .*: --name is a folder below output\.url"):
+        parse_arguments(["--recipe", "orl", "--name", name])
+
+
+@pytest.mark.parametrize("name", ["r50[lr=0.1]", "what?", "a b", "a/b", "é", "%2e%2e", "a::b", "..a"])
+def test_odd_names_are_names(name: str) -> None:
+    assert parse_arguments(["--recipe", "orl", "--name", name]).name == name
 
 
 def test_print_config_and_list_recipes(capsys: pytest.CaptureFixture[str]) -> None:

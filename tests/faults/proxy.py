@@ -13,8 +13,8 @@ from types import TracebackType
 from urllib.parse import urlsplit
 
 # What may happen to a request: an HTTP status as text; reset: the connection breaks; stall: no answer for a while, then
-# the same; truncate: half of the answer's body, cleanly; cut: half of it, then the connection breaks; lost: the store
-# does what it was asked, the answer never comes; slow: 1 kB/s.
+# the same; late: the store does what it was asked, and the answer comes after as long; lost: it does, the answer never
+# comes; truncate: half of the answer's body, cleanly; cut: half of it, then the connection breaks; slow: 1 kB/s.
 Decision = Callable[[str, str], str]
 _CODES = {"403": "AccessDenied", "429": "SlowDown", "501": "NotImplemented", "503": "SlowDown"}
 
@@ -67,6 +67,8 @@ class Proxy:
             _break(request)
             return
         status, headers, data = self._pass_on(request, body)
+        if fault == "late":
+            time.sleep(self.stall)
         if fault == "lost":
             _break(request)
             return

@@ -18,9 +18,10 @@ from app.checkpoint.manifest import CheckpointError
 from app.errors import AppError
 from app.observe.events import read_events
 from demo.object_store import ObjectStore
-from tests.checkpoint.test_manager import CLASSES, manager, state
+from tests.checkpoint.test_manager import CLASSES, manager, save_on, state
 from tests.faults.proxy import Decision, Proxy, well
 from tests.jobs import ROOT, SMALL, environment, train, write_faces
+from tests.ranks import run_ranks
 
 # In all a minute or two: drivers try again for some seconds each time.
 pytestmark = pytest.mark.slow
@@ -69,6 +70,18 @@ def test_an_outage_while_loading_is_waited_for(proxy: Proxy, bucket_url: str, pl
         loaded = manager(bucket_url, patience=60).load_latest((0, CLASSES))
     assert loaded is not None
     assert loaded.step == 3
+
+
+@pytest.mark.parametrize(("verbs", "what"), [("HEAD", "/"), ("GET", "list-type"), ("GET", "rows-0000000006")])
+def test_an_outage_of_one_verb_or_one_shard_is_waited_for(proxy: Proxy, bucket_url: str, verbs: str, what: str) -> None:
+    run_ranks(save_on, 2, bucket_url, [3])
+    for_a_while(proxy, fails("503", what, verbs), 2.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="passed over")
+        loaded = manager(bucket_url, patience=60).load_latest((0, CLASSES))
+    assert loaded is not None
+    assert loaded.step == 3
+    assert any(fault == "503" for *_, fault in proxy.requests)
 
 
 @pytest.mark.filterwarnings("error:passed over")

@@ -37,6 +37,16 @@ def test_every_figure_reaches_the_events_and_the_metrics(tmp_path: Path) -> None
         assert text in line
 
 
+def test_a_commit_tells_for_how_long_training_stood_still(tmp_path: Path) -> None:
+    events, metrics = EventLog(str(tmp_path), enabled=True, tensorboard=False), Metrics(0)
+    Reporter(Progress(10, enabled=False), events, metrics).committed(7, 1000, 0.3, 60.0)
+    events.close()
+    (event,) = read_events(str(tmp_path))
+    assert (event["stall_seconds"], event["stall_share"]) == (0.3, 0.005)
+    assert metrics.registry.get_sample_value("arcface_checkpoint_stall_seconds") == 0.3
+    assert metrics.registry.get_sample_value("arcface_checkpoint_stall_share") == 0.005
+
+
 def test_the_reference_line_is_made_of_the_same_figures(tmp_path: Path) -> None:
     line, _ = report(tmp_path, VALUES, insightface=True)
     for text in (

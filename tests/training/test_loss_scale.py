@@ -27,3 +27,11 @@ def test_without_scaling_nothing_is_counted() -> None:
     for _ in range(100):
         scale.update(finite=False)
     assert scale.skipped == 0
+
+
+def test_a_run_that_changes_to_fp16_begins_with_its_first_scale_and_one_at_the_floor_stays_there() -> None:
+    scale = LossScale(enabled=True)
+    scale.load_state_dict(LossScale(enabled=False).state_dict())
+    assert scale.scale == 65536
+    scale.load_state_dict(LossScale(enabled=True, initial=1.0).state_dict())
+    assert scale.scale == 1
