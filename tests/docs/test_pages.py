@@ -101,8 +101,9 @@ def test_the_fine_tuning_guide_runs(tmp_path: Path) -> None:
         assert report["sets"]
 
 
-def test_every_test_that_the_page_for_movers_names_exists() -> None:
-    named = re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", (ROOT / "docs" / "moving-in.md").read_text())
+@pytest.mark.parametrize("page", ["moving-in.md", "durability.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    named = re.findall(r"`(tests/[a-z0-9_/]+\.py)::(test_[a-z0-9_]+)`", (ROOT / "docs" / page).read_text())
     assert len(named) > 30
     missing = [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
     assert not missing
