@@ -1,7 +1,7 @@
 """The object store as this shell sees it, for questions before and after a job; never the pods' credentials.
 
-What is asked of a store, and what its refusals mean, is the business of ``app.storage`` alone, which loads no torch;
-this is the only module here that imports the app.
+What is asked of a store, and what its refusals mean, is the business of ``app.storage`` alone, which loads no torch
+(nor does the try of a commit); this is the only module here that imports the app.
 """
 
 from __future__ import annotations
