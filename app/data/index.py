@@ -31,6 +31,7 @@ from app.data.scan import scan_records
 from app.storage import ObjectInfo, StorageError
 
 _PIECE = 8 << 20  # bytes of text that are parsed at a time
+_STEP = 1 << 20  # entries that are looked at together
 _KEEP = 8  # indexes left in the folder
 
 
@@ -147,17 +148,17 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
         if not keys.length:
             raise RecordError(f"{url}: the index is empty: upload it again")
         bounds.append(np.array([record.size]))
+    if not _is_ascending(bounds.array):
+        order = _file_order(keys.array, bounds.array[:-1])
+        keys.reorder(order)
+        bounds.reorder(order, record.size)
     all_keys, all_bounds = keys.array, bounds.array
-    if not _is_ascending(all_bounds):
-        all_keys, all_bounds = _sort(all_keys, all_bounds)
-        for column, array in ((keys, all_keys), (bounds, all_bounds)):
-            column.replace(array)
     _check(all_keys, all_bounds, record, url)
     _check_end(int(all_bounds[-2]), record, url)
     digest = hashlib.sha256()
     for array in (all_keys, all_bounds):
-        for start in range(0, len(array), 1 << 20):
-            digest.update(np.ascontiguousarray(array[start : start + (1 << 20)]).data)
+        for start in range(0, len(array), _STEP):
+            digest.update(np.ascontiguousarray(array[start : start + _STEP]).data)
     return RecordIndex(all_keys, all_bounds, digest.hexdigest(), _is_ascending(all_keys))
 
 
@@ -178,9 +179,18 @@ class _Column:
         else:
             self._file.write(np.ascontiguousarray(values).data)
 
-    def replace(self, array: NDArray[np.int64]) -> None:
-        if self._path:
-            self._path.write_bytes(array.tobytes())
+    def reorder(self, order: NDArray[np.int64], *behind: int) -> None:
+        """The values at ``order``, and some behind them."""
+        if self._path is None:
+            self.array = np.append(self.array[order], behind).astype(np.int64)
+            return
+        new = self._path.with_suffix(".new")
+        with new.open("wb") as file:
+            for start in range(0, len(order), _STEP):
+                file.write(self.array[order[start : start + _STEP]].data)
+            file.write(np.array(behind, dtype=np.int64).data)
+        new.replace(self._path)
+        self.array = np.memmap(self._path, np.int64, "r")
 
     def __enter__(self) -> _Column:
         return self
@@ -194,21 +204,21 @@ class _Column:
 
 def _pairwise(test: Callable[[NDArray[np.int64]], bool], array: NDArray[np.int64]) -> bool:
     """Whether a test of neighbours holds everywhere, without an array as long as the index."""
-    return all(test(array[start : start + (1 << 20) + 1]) for start in range(0, max(1, len(array) - 1), 1 << 20))
+    return all(test(array[start : start + _STEP + 1]) for start in range(0, max(1, len(array) - 1), _STEP))
 
 
 def _is_ascending(array: NDArray[np.int64]) -> bool:
     return _pairwise(lambda part: bool((part[1:] > part[:-1]).all()), array)
 
 
-def _sort(keys: NDArray[np.int64], bounds: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """In file order; lines that stand there twice count once."""
-    starts = bounds[:-1]
+def _file_order(keys: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the pairs by their starts; a pair that stands there twice counts once."""
     order = np.argsort(starts, kind="stable")
-    keys, starts = keys[order], starts[order]
-    twice = np.zeros(len(keys), dtype=bool)
-    twice[1:] = (keys[1:] == keys[:-1]) & (starts[1:] == starts[:-1])
-    return keys[~twice], np.append(starts[~twice], bounds[-1])
+    first = np.ones(len(order), dtype=bool)
+    for base in range(1, len(order), _STEP):
+        part = order[base - 1 : base + _STEP]
+        first[base : base + len(part) - 1] = (np.diff(keys[part]) != 0) | (np.diff(starts[part]) != 0)
+    return order if first.all() else order[first]
 
 
 def _check(keys: NDArray[np.int64], bounds: NDArray[np.int64], record: ObjectInfo, url: str) -> None:

@@ -25,15 +25,15 @@ def read_labels(url: str, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         RecordError: a line is not so, a key has no line, or two lines with different labels.
     """
     listed, labels = _read_pairs(url)
-    order = np.argsort(listed, kind="stable")
-    listed, labels = listed[order], labels[order]
+    if (listed[1:] < listed[:-1]).any():
+        order = np.argsort(listed, kind="stable")
+        listed, labels = listed[order], labels[order]
     if len(twice := np.flatnonzero((listed[1:] == listed[:-1]) & (labels[1:] != labels[:-1]))):
         at = int(twice[0])
         raise RecordError(f"{url}: key {listed[at]} has the labels {labels[at]} and {labels[at + 1]}: correct the list")
     places = np.searchsorted(listed, keys)
-    found = np.zeros(len(keys), dtype=bool)
-    inside = np.flatnonzero(places < len(listed))
-    found[inside] = listed[places[inside]] == keys[inside]
+    np.minimum(places, max(0, len(listed) - 1), out=places)
+    found = listed[places] == keys if len(listed) else np.zeros(len(keys), dtype=bool)
     if not found.all():
         key = int(keys[int(np.argmin(found))])
         raise RecordError(f"{url}: no label for the record with key {key}: the list does not belong to this .rec file")
@@ -48,7 +48,7 @@ def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             continue
         try:
             columns = line.split("\t") if "\t" in line else next(csv.reader([line]))
-            key, label = int(columns[0]), _whole(columns[1] if _is_number(columns[1]) else columns[-1])
+            key, label = int(columns[0]), _label(columns)
             keys.append(key)
             labels.append(label)
         except (ValueError, IndexError, OverflowError, csv.Error) as error:
@@ -58,7 +58,7 @@ def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
                 f"{url}: line {number}: expected key, label and path, parted by tabs, found {line[:60]!r}; a label is "
                 f"a whole number from 0 to {MAX_CLASSES - 1}"
             ) from error
-    return np.array(keys, dtype=np.int64), np.array(labels, dtype=np.int64)
+    return np.frombuffer(keys, dtype=np.int64), np.frombuffer(labels, dtype=np.int64)
 
 
 def _lines(url: str) -> Iterator[str]:
@@ -82,8 +82,9 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _whole(text: str) -> int:
-    value = float(text)
+def _label(columns: list[str]) -> int:
+    text = columns[1] if _is_number(columns[1]) else columns[-1]
+    value = int(text) if text.isdecimal() else float(text)
     if value != int(value) or not 0 <= value < MAX_CLASSES:
         raise ValueError(text)
     return int(value)

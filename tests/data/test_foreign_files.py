@@ -202,6 +202,12 @@ def test_a_line_that_is_wrong_is_told(tmp_path: Path, line: str, message: str) -
         read_labels(str(tmp_path / "x.lst"), np.arange(1, 13))
 
 
+def test_an_empty_list_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.lst").write_text("")
+    with pytest.raises(AppError, match=r"x\.lst: no label for the record with key 1"):
+        read_labels(str(tmp_path / "x.lst"), np.arange(1, 4))
+
+
 def test_folders_are_read_through_links_and_without_what_systems_leave(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", *FOLDER, "bob/._1.jpg", ".thumbs/1.jpg", "__MACOSX/bob/1.jpg", "ann/a.JPG")
     (folder / "nobody").mkdir()
