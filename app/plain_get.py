@@ -1,31 +1,28 @@
 """Ranged reads of one S3 object over kept connections: the driver's request, without what the driver costs.
 
 A driver spends some 3 ms of processor time on a request (building, signing, its hooks, the event loop), as much as
-decoding 30 faces. Here it signs one URL that serves all ranges for a while, and a request is a line and two headers
-on an open socket. This is for answers that are whole, right and in time, nothing else: all others are raised, and the
-caller asks again through the driver, whose errors are explained, retried and waited for as everywhere.
+decoding 30 faces. Here it signs one URL that serves all ranges for a while, and asks over open connections. This is for
+answers that are whole, right and in time, nothing else: all others are raised, and the caller asks again through the
+driver, whose errors are explained, retried and waited for as everywhere.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import select
-import socket
 import ssl
 import time
 import weakref
-from http.client import parse_headers
+from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import numpy as np
 from fsspec.asyn import sync
 
 _SIGNED_FOR, _USED_FOR = 3600, 300  # seconds; keys that change are noticed after the second
 _MISSES, _REST = 3, 60.0  # after so many failures in a row it rests so many seconds
-_HEAD = 1 << 16  # bytes of an answer's head, at most
+_PIECE = 1 << 18  # bytes
 
 
 class PlainGet:
@@ -38,7 +35,7 @@ class PlainGet:
 
     def __init__(self, filesystem: Any, path: str, tag: str) -> None:
         self._filesystem, self._path, self._tag = filesystem, path, tag
-        self._idle: list[socket.socket] = []
+        self._idle: list[HTTPConnection] = []
         self._url, self._signed_at = "", -_USED_FOR * 2.0
         self._misses, self._rests_until = 0, 0.0
         # What a request must say besides is the driver's matter: requester pays, keys of the customer...
@@ -60,25 +57,54 @@ class PlainGet:
             if url.scheme in getproxies() and not proxy_bypass(url.hostname or ""):
                 self._fits = False
                 return None
-            connection = self._open(url.scheme, url.hostname or "", url.port, deadline)
-            pinned = f'If-Match: "{self._tag}"\r\n' if self._tag else ""
-            connection.settimeout(_left(deadline))
-            connection.sendall(
-                f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n"
-                f"Range: bytes={start}-{stop - 1}\r\n{pinned}Accept-Encoding: identity\r\n\r\n".encode()
-            )
-            data, kept = _receive(connection, stop - start, deadline)
+            connection = self._connect(url, deadline)
+            data = self._get(connection, f"{url.path}?{url.query}", start, stop, deadline)
         except Exception as error:  # signing may fail in any of the driver's ways
-            self._missed(connection)
+            self._missed()
+            if connection is not None:
+                connection.close()
             raise (
                 error if isinstance(error, OSError) else OSError(f"no plain answer ({type(error).__name__})")
             ) from None
         self._misses = 0
-        if kept:
-            self._idle.append(connection)
-        else:
-            connection.close()
+        self._idle.append(connection)  # where the store closed it, the next request finds that out
         return data
+
+    def _get(self, connection: HTTPConnection, target: str, start: int, stop: int, deadline: float) -> memoryview:
+        headers = {"Range": f"bytes={start}-{stop - 1}"}
+        if self._tag:
+            headers["If-Match"] = f'"{self._tag}"'
+        connection.request("GET", target, headers=headers)
+        with connection.getresponse() as response:
+            ours = response.headers.get("Content-Range", "").startswith(f"bytes {start}-{stop - 1}/")
+            if response.status != 206 or not ours or response.length != stop - start:
+                raise ConnectionError("the answer is not the range")
+            data = memoryview(bytearray(stop - start))
+            have = 0
+            while piece := response.read1(_PIECE):  # what has come, so that a trickle meets the deadline
+                data[have : have + len(piece)] = piece
+                have += len(piece)
+                _left(deadline)
+        if have != len(data):
+            raise ConnectionError(f"the answer ends after {have} of {len(data)} bytes")
+        return data
+
+    def _connect(self, url: SplitResult, deadline: float) -> HTTPConnection:
+        """One that is open and silent, or a new one; its socket waits until the deadline at most."""
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:  # another thread took it
+                break
+            if _is_silent(connection):
+                connection.sock.settimeout(_left(deadline))
+                return connection
+            connection.close()
+        host, limit = url.hostname or "", _left(deadline)
+        if url.scheme != "https":
+            return HTTPConnection(host, url.port, timeout=limit)
+        context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
+        return HTTPSConnection(host, url.port, timeout=limit, context=context)
 
     def _signed(self) -> str:
         if time.monotonic() - self._signed_at > _USED_FOR:
@@ -93,65 +119,11 @@ class PlainGet:
         wanted = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
         return str(await client.generate_presigned_url("get_object", Params=wanted, ExpiresIn=_SIGNED_FOR))
 
-    def _open(self, scheme: str, host: str, port: int | None, deadline: float) -> socket.socket:
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                break
-            waiting = select.poll()
-            waiting.register(connection, select.POLLIN)
-            if not waiting.poll(0):
-                return connection
-            connection.close()  # an idle connection on which something came was closed by the store
-        secure = scheme == "https"
-        connection = socket.create_connection((host, port or (443 if secure else 80)), timeout=_left(deadline))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if not secure:
-            return connection
-        try:
-            context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
-            return context.wrap_socket(connection, server_hostname=host)
-        except BaseException:
-            connection.close()
-            raise
-
-    def _missed(self, connection: socket.socket | None) -> None:
-        if connection is not None:
-            connection.close()
+    def _missed(self) -> None:
         self._signed_at = -_USED_FOR * 2.0
         self._misses += 1
         if self._misses >= _MISSES:
             self._misses, self._rests_until = 0, time.monotonic() + _REST
-
-
-def _receive(connection: socket.socket, size: int, deadline: float) -> tuple[memoryview, bool]:
-    """The body of an answer of exactly ``size`` bytes, and whether the connection may be used again."""
-    head = b""
-    while (end := head.find(b"\r\n\r\n")) < 0:
-        connection.settimeout(_left(deadline))
-        piece = connection.recv(_HEAD)
-        if not piece or len(head) > _HEAD:
-            raise ConnectionError("the answer has no whole head")
-        head += piece
-    lines = io.BytesIO(head[: end + 4])
-    status = lines.readline().split()
-    headers = parse_headers(lines)
-    if len(status) < 2 or status[1] != b"206" or headers.get("Content-Length") != str(size):
-        raise ConnectionError("the answer is not the range")
-    data = np.empty(size, dtype=np.uint8).data
-    first = head[end + 4 :]
-    if len(first) > size:
-        raise ConnectionError("the answer is longer than its head says")
-    data[: len(first)] = first
-    have = len(first)
-    while have < size:
-        connection.settimeout(_left(deadline))
-        count = connection.recv_into(data[have:])
-        if not count:
-            raise ConnectionError(f"the answer ends after {have} of {size} bytes")
-        have += count
-    return data, headers.get("Connection", "").lower() != "close" and status[0] == b"HTTP/1.1"
 
 
 def _left(deadline: float) -> float:
@@ -161,6 +133,15 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _close(connections: list[socket.socket]) -> None:
+def _is_silent(connection: HTTPConnection) -> bool:
+    """Not closed by either side: an idle connection on which something came was closed by the store."""
+    if connection.sock is None:
+        return False
+    waiting = select.poll()
+    waiting.register(connection.sock, select.POLLIN)
+    return not waiting.poll(0)
+
+
+def _close(connections: list[HTTPConnection]) -> None:
     while connections:
         connections.pop().close()
