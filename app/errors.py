@@ -6,6 +6,7 @@ do; entry points print it as a single line and keep the traceback for ``--debug`
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -34,6 +35,7 @@ _PARAMETER = re.compile(rf"([?&;][\w.-]*{_SECRET_WORD}[\w.-]*=)[^&;\s'\"#]+", re
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _SHORTEST_SECRET = 8  # a shorter value would blot out common words
 _HIDDEN = "***"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def redact(text: str) -> str:
@@ -96,12 +98,20 @@ class AppError(Exception):
         return self._transient or (isinstance(cause, AppError) and cause.transient)
 
 
+def in_one_line(text: str) -> str:
+    """A message without line breaks and other control characters, which a file's name may hold: they are escaped."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) -> None:
     """Run ``main(argv)`` and exit with its code; an ``AppError`` becomes one line on stderr.
 
     The exit code is then 65, or 75 where trying again may help. ``--debug`` anywhere among the arguments keeps the
     traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that a terminal's encoding has no letters for ends nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
@@ -114,6 +124,6 @@ def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) ->
     except AppError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {in_one_line(str(error))}", file=sys.stderr, flush=True)
         code = EXIT_TRANSIENT if error.transient else EXIT_BAD_INPUT
     sys.exit(code)

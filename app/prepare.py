@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from app import storage
+from app.data.folder_url import check_folder_url, explain_missing_dataset
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.export import export_images
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
@@ -32,6 +33,7 @@ _NOT_ALIGNED = (
 def main(arguments: list[str]) -> int:
     """Do what was asked for and print about it; 1 when ``check`` found something wrong."""
     options = parse(arguments)
+    _check_places(options)
     if options.kind == "check":
         text, problems = check_dataset(options.data, decode=not options.no_decode)
         print(text)
@@ -43,6 +45,25 @@ def main(arguments: list[str]) -> int:
         return 0
     print(f"{storage.redact(options.output)}: {_prepare(options)}")
     return 0
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """Refuse URLs that are none, and say where the dataset is that was meant."""
+    data = getattr(options, "data", [])
+    datasets = data if isinstance(data, list) else [data]
+    either = options.kind == "pairs"  # a folder of photographs or a dataset, the other left empty
+    places = {
+        "--source": ["."] if either else [getattr(options, "source", ".")],
+        "--data": ["."] if either else datasets,
+        "--output": [getattr(options, "output", ".")],
+    }
+    for name, urls in places.items():
+        if not all(map(str.strip, urls)):
+            raise PrepareError(f"{name} is empty: name a folder; . is this one")
+    for url in filter(None, datasets):
+        check_folder_url(url)
+        if not storage.exists(storage.join(url, "train.rec")) and (why := explain_missing_dataset(url)):
+            raise PrepareError(why)
 
 
 def _prepare(options: argparse.Namespace) -> str:

@@ -1,6 +1,7 @@
 """Verifies trained weights: ``python -m app.verify --model RUN_URL --sets-url URL``; prints the table, writes a report.
 
-The report goes to ``<model>/verification/`` unless ``--report`` says otherwise: report.json and report.png.
+The report goes to ``<model>/verification/`` unless ``--report`` says otherwise: report.json and report.png, and
+of each set hardest_NAME.jpg, the pairs on which the model is most wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from app import storage
 from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
+from app.evaluate.hardest import draw_hardest
 from app.evaluate.model_source import open_model
 from app.evaluate.report_figure import draw_report
 from app.evaluate.verification import SetResult, embed_pixels, format_table, verify_set
@@ -40,11 +42,12 @@ def main(arguments: list[str]) -> int:
     about = model.about
     urls = set_urls(options)
     started = time.perf_counter()
-    results, baseline = [], []
+    results, baseline, hardest = [], [], []
     for url in urls:
         pairs = load_set(url)
         sizes = {"image_size": model.image_size, "batch_size": options.batch_size}
         results.append(verify_set(pairs, model.embed, **sizes))
+        hardest.append(draw_hardest(pairs, results[-1]))
         if not options.no_baseline:
             baseline.append(verify_set(pairs, embed_pixels, **sizes))
     print(f"model {storage.redact(options.model)}: {about['backbone']}, step {about['step']}, on {device.kind}\n")
@@ -52,8 +55,10 @@ def main(arguments: list[str]) -> int:
     report = make_report(about, results, baseline, seconds=time.perf_counter() - started)
     folder = options.report or storage.join(folder_of(options.model), "verification")
     storage.write_bytes(storage.join(folder, "report.png"), draw_report(about, results, baseline))
+    for result, picture in zip(results, hardest, strict=True):
+        storage.write_bytes(storage.join(folder, f"hardest_{result.name}.jpg"), picture)
     storage.write_bytes(storage.join(folder, "report.json"), dump_json(report, indent=1).encode())
-    print(f"\nreport: {storage.redact(storage.join(folder, 'report.json'))}, report.png")
+    print(f"\nreport: {storage.redact(storage.join(folder, 'report.json'))}, report.png, hardest_*.jpg")
     low = [result for result in results if result.metrics.accuracy < options.floor]
     for result in low:
         print(f"error: {result.name}: accuracy {result.metrics.accuracy:.5f} is below {options.floor}", file=sys.stderr)

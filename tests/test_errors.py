@@ -8,7 +8,7 @@ from app import storage
 from app.config.options import parse_arguments, to_toml
 from app.data.index import parse_lines
 from app.data.recordio import RecordError
-from app.errors import AppError, redact
+from app.errors import AppError, redact, run_main
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,15 @@ def test_plain_variables_stay_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-or-true")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
     assert redact("false-or-true /var/run/token") == "false-or-true /var/run/token"
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(_: list[str]) -> int:
+        raise AppError("a\nb\tc\x1b[31m\u2028é李.jpg: no picture")
+
+    with pytest.raises(SystemExit):
+        run_main(fail, [])
+    assert capsys.readouterr().err == "error: a\\nb\\tc\\x1b[31m\\u2028é李.jpg: no picture\n"
 
 
 def test_errors_of_an_index_hide_the_password() -> None:

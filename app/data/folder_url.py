@@ -62,6 +62,6 @@ def explain_missing_dataset(url: str) -> str:
     if "model.pt" in names or "checkpoints" in names:
         return f"{shown}: a run's folder, not a dataset"
     return (
-        f"{shown}: neither train.rec nor subfolders with images: photographs need one subfolder a person; "
-        "app.prepare folder makes a dataset of them"
+        f"{shown}: no train.rec there; photographs need one subfolder a person, and app.prepare folder makes a "
+        "dataset of them"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import operator
 import os
 import shutil
 import tempfile
@@ -11,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from app import storage
 from app.observe.trackers import Trackers
@@ -67,12 +71,29 @@ class EventLog:
         """Show a text in TensorBoard, as it is."""
         self._draw("add_text", name, "".join(f"    {line}\n" for line in text.splitlines()))
 
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether ``add_picture`` has somewhere to put a picture."""
+        return self._writer is not None
+
+    def add_picture(self, name: str, step: int, jpeg: bytes) -> None:
+        """Show a picture in TensorBoard, compressed as it is: its own writer would make a PNG of it."""
+        if self._writer is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]  # made at run time
+
+        with Image.open(io.BytesIO(jpeg)) as picture:
+            width, height = picture.size
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=jpeg)
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._draw("file_writer.add_summary", summary, step)
+
     def _draw(self, what: str, *arguments: Any) -> None:
         """Call TensorBoard's writer; where its local disk is full, go on without it."""
         if self._writer is None:
             return
         try:
-            getattr(self._writer, what)(*arguments)
+            operator.attrgetter(what)(self._writer)(*arguments)
         except OSError as error:
             self._writer = None  # not closed: that would wait for what cannot be written
             warnings.warn(f"no more TensorBoard files from this start: {self._folder}: {error}", stacklevel=2)

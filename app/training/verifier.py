@@ -15,6 +15,7 @@ from app.config.recipe import Recipe
 from app.data.bin_sets import VerificationSet
 from app.elastic import watchdog
 from app.elastic.signals import StopRequest
+from app.evaluate.hardest import draw_hardest
 from app.evaluate.verification import embed_with, verify_set
 from app.observe.events import EventLog
 from app.observe.figures import Reporter
@@ -79,6 +80,8 @@ class Verifier:
             self.accuracies[pairs.name] = accuracy
             self.highest[pairs.name] = max(self.highest.get(pairs.name, 0.0), accuracy)
             reporter.verified(pairs.name, step, result.summary(), self.highest[pairs.name])
+            if reporter.events.shows_pictures:
+                reporter.events.add_picture(f"hardest pairs/{pairs.name}", step, draw_hardest(pairs, result))
         self._keep_best(step, reporter.events)
         return True
 

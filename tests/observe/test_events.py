@@ -6,10 +6,12 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from app import storage
+from app.data.decode import encode_jpeg
 from app.observe.events import EventLog, read_events
 from tests.jobs import ROOT
 
@@ -38,6 +40,16 @@ def test_tensorboard_reads_what_was_uploaded(bucket_url: str, tmp_path: Any) -> 
     assert [event.value for event in accumulator.Scalars("verification/lfw/tar_at_far/1e-4")] == [0.25]
     assert "verification/lfw/flag" not in accumulator.Tags()["scalars"]
     assert b"    epochs = 2" in accumulator.Tensors("recipe/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_tensorboard_shows_pictures_as_they_are(tmp_path: Any) -> None:
+    picture = encode_jpeg(np.zeros((30, 70, 3), dtype=np.uint8))
+    log = EventLog(str(tmp_path), enabled=True, tensorboard=True)
+    log.add_picture("hardest pairs/lfw", 7, picture)
+    log.close()
+    (shown,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("hardest pairs/lfw")
+    assert (shown.step, shown.width, shown.height) == (7, 70, 30)
+    assert shown.encoded_image_string == picture
 
 
 def test_other_ranks_write_nothing(bucket_url: str) -> None:

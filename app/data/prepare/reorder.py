@@ -17,6 +17,7 @@ from app.data.decode import decode_image
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import dump_people
 from app.data.prepare.pairs import draw_pairs, write_pairs
+from app.data.prepare.source import same_place
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
@@ -36,6 +37,8 @@ def shuffle_dataset(url: str, output: str, seed: int) -> str:
     Raises:
         PrepareError: a record is damaged; nothing is written.
     """
+    if same_place(url, output):
+        raise PrepareError(f"{storage.redact(output)}: the output is the dataset itself: name another folder")
     dataset = open_dataset(url)
     order = numpy_stream(seed, "prepare.shuffle").permutation(len(dataset))
     place = np.empty_like(order)
@@ -102,7 +105,8 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
     apart = np.flatnonzero(np.isin(labels, held_out))
     drawn, why = [], ""
     try:
-        drawn = draw_pairs(labels[apart].tolist(), pairs, seed, f"the {people} held-out people of {dataset.url}")
+        where = f"the {people} held-out people of {dataset.url}"
+        drawn = draw_pairs(labels[apart].tolist(), pairs, seed, where, option="--pairs")
     except PrepareError as error:
         if pairs:
             raise
@@ -117,12 +121,13 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
             chosen = [names[int(member)] for member in members]
             storage.write_bytes(storage.join(output, name, "people.json"), dump_people(chosen))
     text = f"{people} people held out, {len(known) - people} to train on"
+    bin_url = storage.join(output, "train", "held-out.bin")
     if not drawn:
+        if storage.exists(bin_url):  # of an earlier split, whose people may be trained on now
+            storage.delete_tree(bin_url)
         return f"{text}; no held-out.bin: {why}"
     in_dataset = [(int(apart[a]), int(apart[b]), same) for a, b, same in drawn]
-    return f"{text}; train/held-out.bin: " + write_pairs(
-        dataset, in_dataset, storage.join(output, "train", "held-out.bin")
-    )
+    return f"{text}; train/held-out.bin: " + write_pairs(dataset, in_dataset, bin_url)
 
 
 def property_of(dataset: Dataset, num_classes: int) -> bytes:

@@ -21,8 +21,10 @@ SIDE, STRIP = 112, 14  # pixels of a picture and of the line of text above it
 
 def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns: int = 10) -> str:
     """Write a PNG of ``count`` images from position ``start``, each with its position and label."""
+    if count < 1 or start < 0:
+        raise PrepareError(f"--count must be 1 or more and --start 0 or more, got {count} and {start}")
     dataset = open_dataset(url)
-    positions = range(max(0, start), min(start + count, len(dataset)))
+    positions = range(start, min(start + count, len(dataset)))
     if not positions:
         raise PrepareError(f"{dataset.url}: no image at position {start}: it has {len(dataset)}")
     rows = -(-len(positions) // columns)

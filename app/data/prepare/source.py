@@ -87,11 +87,26 @@ class Source:
             data = self._filesystem.cat_file(f"{self._path}/{name}")
         return bytes(data)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the URL names a file instead."""
+        return bool(self._filesystem.isfile(self._path))
+
     def name_of(self, url: str) -> str:
         """The path of ``url`` from this folder; empty where it does not lie below it."""
         filesystem, path = storage.open_filesystem(url)
         inside = type(filesystem) is type(self._filesystem) and path.startswith(f"{self._path}/")
         return path[len(self._path) + 1 :].rstrip("/") if inside else ""
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two URLs name one folder, however they are spelled; links are followed."""
+    places = []
+    for url in (one, other):
+        filesystem, path = storage.open_filesystem(url)
+        path = os.path.realpath(path) if storage.is_local(filesystem) else path.rstrip("/")
+        places.append((type(filesystem), path))
+    return places[0] == places[1]
 
 
 def check_size(size: int) -> None:

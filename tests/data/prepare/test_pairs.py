@@ -55,6 +55,12 @@ LISTS = {
     ),
     "windows": (f"\ufeff{ANA[0]} {ANA[1]} 1\r\n".replace("/", "\\"), [(*ANA, True)]),
     "comments and blank lines": (f"# mine\n\n./{ANA[0]} ./{ANA[1]} 1\n\n", [(*ANA, True)]),
+    "old Macintosh lines": (f"{ANA[0]},{ANA[1]},1\r{ANA[0]},{LI[0]},0\r", [(*ANA, True), (ANA[0], LI[0], False)]),
+    "indented comment": (f"  # mine\n{ANA[0]} {ANA[1]} 1\n", [(*ANA, True)]),
+    "quotes behind a space": (f'"{LI[0]}", "{LI[1]}", 1\n', [(*LI, True)]),
+    "yes and no": (f"a,b,same\n{LI[0]},{LI[1]},yes\n{ANA[0]},{LI[1]},No\n", [(*LI, True), (ANA[0], LI[1], False)]),
+    "numbers with a point": (f"{LI[0]};{LI[1]};1.0\n{ANA[0]};{LI[1]};0.0\n", [(*LI, True), (ANA[0], LI[1], False)]),
+    "a title with a mark": (f"\ufefffile_a;file_b;same\r\n{LI[0]};{LI[1]};1\r\n", [(*LI, True)]),
     "lfw": ("1\t1\nAna_Maria\t1\t2\nAna_Maria\t1\tLi Wei\t2\n", [(*ANA, True), (ANA[0], LI[1], False)]),
     "lfw development": ("1\nLi Wei\t1\t2\n李娜\t1\tLi Wei\t2\n", [(*LI, True), (NA[0], LI[1], False)]),
     "lfw with spaces": ("10 300\nAna_Maria 1 2\nAna_Maria 2 李娜 1\n", [(*ANA, True), (ANA[1], NA[0], False)]),
@@ -74,6 +80,14 @@ def test_a_list_is_read(kind: str, folder: Path, tmp_path: Path) -> None:
     assert [(pair.first, pair.second, pair.same) for pair in found] == expected
 
 
+def test_a_name_may_look_like_a_comment(tmp_path: Path) -> None:
+    for name in ("#1/a.jpg", "b/1.jpg"):
+        put(tmp_path / "photos" / name, encode(scene(1), "JPEG"))
+    put(tmp_path / "pairs.csv", b"#1/a.jpg,b/1.jpg,0\n# b/1.jpg, none, 1\n#b/1.jpg,b/1.jpg\n")
+    (pair,) = read_pairs(str(tmp_path / "pairs.csv"), Source(str(tmp_path / "photos")))
+    assert (pair.first, pair.second, pair.same) == ("#1/a.jpg", "b/1.jpg", False)
+
+
 def test_a_list_in_utf_16(folder: Path, tmp_path: Path) -> None:
     put(tmp_path / "pairs.txt", f"{NA[0]}\t{NA[1]}\t1\r\n".encode("utf-16"))
     (pair,) = read_pairs(str(tmp_path / "pairs.txt"), Source(str(folder)))
@@ -89,6 +103,8 @@ def test_a_list_in_utf_16(folder: Path, tmp_path: Path) -> None:
         ("李娜/1.jpg 李娜/2.jpg 1\n".encode("gbk"), "line 1: not UTF-8: save the file as UTF-8"),
         (b"1\t1\nAna_Maria\t1\t9\n", "line 2: no picture Ana_Maria/Ana_Maria_0009"),
         (b"1\t1\nAna_Maria\t1\n", "line 2: expected 'name n1 n2'"),
+        ("1 1\nAna_Maria 1 ²\n".encode(), "line 2: expected 'name n1 n2'"),
+        (b"\x00\x01\x02", "line 1: expected 'image image 0|1'"),
         (b"", "no pair in it"),
         (b"# only this\n\n", "no pair in it"),
         (b"10\t300\n", "no pair in it"),

@@ -161,5 +161,7 @@ def test_a_ready_jpeg_is_one_that_training_decodes_to_the_same() -> None:
 def test_system_files() -> None:
     for name in ("a/._1.jpg", ".DS_Store", "__MACOSX/a/1.jpg", "a/Thumbs.db", ".hidden/a.jpg", "x/desktop.ini"):
         assert is_system_file(name), name
+    for name in ("a/@eaDir/1.jpg/SYNOPHOTO_THUMB.jpg", "$RECYCLE.BIN/1.jpg", "a/ehthumbs.db", "#recycle/a/1.jpg"):
+        assert is_system_file(name), name
     for name in ("a/1.jpg", "a/_1.jpg", "a.b/1.jpg"):
         assert not is_system_file(name), name
