@@ -2,9 +2,10 @@
 
     python -m benchmarks.data [--images N] [--index-lines N] [--mxnet-python P] [--torch-python P] [--chart FILE]
 
-All sides decode the same JPEG files on one thread, in alternating rounds; medians of images a second of processor time
-are printed. ``data_peers.py`` has the other libraries; their environments are the interpreters that are named: mxnet
-1.9.1 with Pillow, and torch with torchvision, webdataset, mosaicml-streaming and litdata.
+All sides decode the same JPEG files on one thread of one core, in alternating rounds; the object store has another core
+where there is one. Medians of images a second of processor time are printed. ``data_peers.py`` has the other libraries;
+their environments are the interpreters that are named: mxnet 1.9.1 with Pillow, and torch with torchvision, webdataset,
+mosaicml-streaming and litdata.
 """
 
 from __future__ import annotations
@@ -163,6 +164,12 @@ def measure(sides: dict[str, Callable[[], int | tuple[int, float]]]) -> dict[str
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
+def pin(process: int, core: int) -> None:
+    """Keep a process, with the threads that it has, and those that they will start, on one core."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
 def first_batch(folder: str, lines: int) -> None:
     """Time and memory to the first batch of a dataset with ``lines`` records, all but two of them holes in the file."""
     step = 7600
@@ -218,17 +225,21 @@ def report(rates: dict[str, float]) -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=6400)
+    parser.add_argument("--images", type=int, default=12_800)
     parser.add_argument("--index-lines", type=int, default=17_000_000)
     parser.add_argument("--mxnet-python", default="", help="interpreter with mxnet 1.9.1")
     parser.add_argument("--torch-python", default="", help="interpreter with the other libraries")
     parser.add_argument("--chart", default="", help="picture to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cores = sorted(os.sched_getaffinity(0))
     print(describe())
     print(f"load of the machine at the start: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
     with tempfile.TemporaryDirectory() as folder, ObjectStore(Path(folder, "weed", "data"), "faces") as store:
         os.environ.update(store.environment)
+        if len(cores) > 1 and store.process is not None:
+            pin(store.process.pid, cores[0])
+            pin(os.getpid(), cores[1])
         write_images(folder, options.images)
         for name in ("train.rec", "train.idx"):
             storage.write_bytes(f"s3://faces/set/{name}", Path(folder, name).read_bytes())
@@ -250,6 +261,7 @@ def main() -> None:
         report(rates)
         if options.chart:
             chart(options.chart, rates)
+    os.sched_setaffinity(0, cores)
     with tempfile.TemporaryDirectory() as folder:
         first_batch(folder, options.index_lines)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 
@@ -96,9 +95,11 @@ def decode_into(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None
         RecordError: as ``decode_image``.
     """
     if data[:2] == b"\xff\xd8":
-        with contextlib.suppress(ValueError):  # it is larger, or not plain: CMYK, faults
+        try:
             image: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
             return None if image.shape == out.shape else image.copy()
+        except ValueError:
+            pass  # it is larger, or not plain: CMYK, faults
     image = decode_image(data)
     if image.shape != out.shape:
         return image
