@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from app import storage
+from app.command_line import CommandLine
 from app.device import detect_device
 from app.errors import run_main
 from app.evaluate.export_onnx import ExportError, OnnxOptions, export_onnx
@@ -111,7 +112,7 @@ def write_state_dict(url: str, model: nn.Module, about: dict[str, Any]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("app.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandLine("app.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt or .pth")
     parser.add_argument("--output", required=True, help="URL ending with .onnx, .pt2 or .pt")
     parser.add_argument("--step", type=int, default=-1, help="of a checkpoint; default: the final or newest weights")

@@ -22,6 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.backbones.config import ModelConfig
+from app.command_line import CommandLine
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
 from app.errors import AppError, run_main
@@ -321,7 +322,7 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
 
 def main(arguments: list[str]) -> int:
     """Print the parts; refuse what cannot fit."""
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         "app.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--nnodes", default="1", help="N or MIN:MAX; the least number is the hardest")

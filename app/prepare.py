@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from app import storage
+from app.command_line import CommandLine
 from app.data.folder_url import check_folder_url, explain_missing_dataset
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.export import export_images
@@ -142,7 +143,7 @@ def _prepare_pairs(options: argparse.Namespace) -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("app.prepare", description=__doc__)
+    parser = CommandLine("app.prepare", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     def kind(name: str, text: str, *places: tuple[str, str]) -> argparse.ArgumentParser:

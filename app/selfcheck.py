@@ -5,7 +5,6 @@ The launcher asks the quick questions before every start; the image's health che
 
 from __future__ import annotations
 
-import argparse
 import glob
 import os
 import shutil
@@ -15,6 +14,7 @@ from collections.abc import Callable
 
 from app import storage
 from app.checkpoint.conditional import require_conditional_writes
+from app.command_line import CommandLine
 from app.device import DEVICE_FILES, detect_device
 from app.errors import AppError, run_main
 
@@ -137,7 +137,7 @@ def quick_checks(processes: int, output: str, commit: str = "conditional") -> di
 
 def main(arguments: list[str]) -> int:
     """Run all checks, print a line each; 1 when one failed."""
-    parser = argparse.ArgumentParser("python -m app.selfcheck", description=__doc__)
+    parser = CommandLine("python -m app.selfcheck", description=__doc__)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--output", default="", help="folder URL that must be writable")
     parser.add_argument("--commit", choices=("conditional", "single-writer"), default="conditional")

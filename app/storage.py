@@ -94,6 +94,8 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, path = kind(**{**kind._get_kwargs_from_urls(url), **options}), kind._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise StorageError(f"{redact(url)}: cannot open this kind of URL ({error})") from error
+    except OSError as error:  # some drivers call their server at once
+        raise StorageError(f"{redact(url)}: its server cannot be reached ({error})", transient=True) from error
     return cast(fsspec.AbstractFileSystem, filesystem), cast(str, path)
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from app import storage
+from app.command_line import CommandLine
 from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
@@ -67,9 +68,7 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = CommandLine("python -m app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
     parser.add_argument("--backbone", default="", help="of a bare state dict")
     parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")

@@ -7,7 +7,6 @@ picture to a side of its own. Other people are held out in each round; mean and 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import statistics
@@ -21,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from app import storage
+from app.command_line import CommandLine
 from app.data.decode import decode_image
 from app.data.prepare.alignment import TEMPLATE, Points, bring_to
 from app.data.prepare.detection import shared_detector
@@ -117,7 +117,7 @@ def accuracies(model: str, people: list[list[Picture]], seed: int) -> dict[str, 
 
 def main() -> None:
     """Train, verify, print the table."""
-    parser = argparse.ArgumentParser("python -m benchmarks.alignment", description=__doc__)
+    parser = CommandLine("python -m benchmarks.alignment", description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="other people are held out in each")
     parser.add_argument("--epochs", type=int, default=50)
     options = parser.parse_args()

@@ -10,7 +10,6 @@ times the multiply-adds of the forward pass, so the plain form's share of that p
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from collections.abc import Callable
 import torch
 
 from app.backbones.registry import build_backbone
+from app.command_line import CommandLine
 from app.evaluate.flops import count
 from benchmarks.machine import describe
 
@@ -91,7 +91,7 @@ def measure(name: str, batch: int, rounds: int, forms: list[str]) -> tuple[dict[
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine("python -m benchmarks.backbones", description=__doc__)
     parser.add_argument("--backbones", default="mbf,r50,r10_small")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)

@@ -6,7 +6,6 @@ places. Both sides alternate on the same labels; medians; one thread does the dr
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.command_line import CommandLine
 from app.head.class_shards import sample_classes
 from benchmarks.machine import describe
 
@@ -38,7 +38,7 @@ def seconds(draw: Callable[..., Tensor], *arguments: Any) -> float:
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine("python -m benchmarks.class_sampling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=512)
     options = parser.parse_args()

@@ -10,7 +10,6 @@ mosaicml-streaming and litdata.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -28,6 +27,7 @@ import torch
 from PIL import Image
 
 from app import storage
+from app.command_line import CommandLine
 from app.data.augment import AUGMENTATIONS
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
@@ -224,7 +224,7 @@ def report(rates: dict[str, float]) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandLine("python -m benchmarks.data", description=__doc__)
     parser.add_argument("--images", type=int, default=12_800)
     parser.add_argument("--index-lines", type=int, default=17_000_000)
     parser.add_argument("--mxnet-python", default="", help="interpreter with mxnet 1.9.1")

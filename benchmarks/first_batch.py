@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.command_line import CommandLine
 from app.data.recordio import ImageHeader, pack_image, pack_record
 from benchmarks.machine import describe
 
@@ -148,7 +149,7 @@ def start(url: str, processes: int, step: int, cache_home: Path) -> list[dict[st
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine("python -m benchmarks.first_batch", description=__doc__)
     parser.add_argument("--records", type=int, default=17_000_000)
     parser.add_argument("--task", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from app.command_line import CommandLine
 from benchmarks.machine import describe
 from benchmarks.partial_fc import SIZE, Case, make_ours
 
@@ -72,7 +73,11 @@ def run_world(world: int, threads: int, classes: int, batch: int, steps: int) ->
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(
+        "python -m benchmarks.partial_fc_processes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--classes", type=int, default=360_232)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)

@@ -13,6 +13,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 
+from app.command_line import CommandLine
 from app.device import dtype_of
 from app.head.config import HeadConfig
 from app.head.optimizer import CentreOptimizer
@@ -72,7 +73,11 @@ def bytes_a_class(centre_dtype: str, momentum_dtype: str) -> float:
 
 def main() -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(
+        "python -m benchmarks.partial_fc_storage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()

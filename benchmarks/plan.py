@@ -16,6 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.command_line import CommandLine
 from app.config.options import parse_arguments
 from app.plan import predict
 from benchmarks.machine import describe
@@ -115,7 +116,7 @@ def measure(case: Case) -> dict[str, int]:
 
 def main() -> None:
     """Predict, measure, print a Markdown table and the parts behind it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine("python -m benchmarks.plan", description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--task", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -8,7 +8,6 @@ start, a lost node in 45 s.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.command_line import CommandLine
 from benchmarks.machine import describe
 from demo.object_store import ObjectStore
 from tests.e2e.cluster import Cluster, kill_tree, make_app, workers_of
@@ -161,7 +161,7 @@ def verdicts(kinds: dict[str, list[Recovery]], python: float) -> list[str]:
 
 def main() -> int:
     """Measure and print; returns 0, also where a bar is missed."""
-    parser = argparse.ArgumentParser("benchmarks.recovery", description=__doc__)
+    parser = CommandLine("python -m benchmarks.recovery", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="faults of each kind")
     options = parser.parse_args()
     python, load = own_start(), os.getloadavg()[0]

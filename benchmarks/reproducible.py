@@ -7,7 +7,6 @@ thread with it, as a run has them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ import sys
 import tempfile
 
 from app import storage
+from app.command_line import CommandLine
 from app.observe.events import read_events
 from benchmarks.machine import describe
 
@@ -46,7 +46,7 @@ def train(processes: int, backbone: str, reproducible: bool, steps: int) -> list
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser("python -m benchmarks.reproducible", description=__doc__)
+    parser = CommandLine("python -m benchmarks.reproducible", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="of a round, after the first three")
     parser.add_argument("--backbones", default="mbf,r18")

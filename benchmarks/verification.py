@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
+from app.command_line import CommandLine
 from app.evaluate.metrics import tar_at_far, ten_fold_accuracy
 from benchmarks.machine import describe
 
@@ -40,7 +40,7 @@ def one_pass(distances: NDArray[np.float64], issame: NDArray[np.bool_]) -> tuple
 
 def main() -> None:
     """Measure both on the same pairs, check that they agree, print a line each."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    CommandLine("python -m benchmarks.verification", description=__doc__).parse_args()
     generator = np.random.default_rng(0)
     issame = np.tile(np.repeat([True, False], PAIRS // 20), 10)
     distances = np.clip(generator.normal(np.where(issame, 0.8, 1.9), 0.3), 0, 4)

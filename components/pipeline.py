@@ -181,6 +181,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 if __name__ == "__main__":
     leave_usage_out()
     # TorchX finds components.py and .torchxconfig in the working directory.
-    if not Path(FILE).exists():
+    asked = {"-h", "--help", "--version"} & set(sys.argv[1:])
+    if not asked and not Path(FILE).exists():
         sys.exit(f"error: {FILE} is not in {Path.cwd()}: run this from the repository's root")
     sys.exit(main(sys.argv[1:]))

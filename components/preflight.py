@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torchx.runner import config, get_runner
@@ -209,4 +210,8 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     leave_usage_out()
+    # TorchX finds components.py and .torchxconfig in the working directory.
+    asked = {"-h", "--help", "--version"} & set(sys.argv[1:])
+    if not asked and not Path(FILE).exists():
+        sys.exit(f"error: {FILE} is not in {Path.cwd()}: run this from the repository's root")
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,6 @@ on its local scheduler; a second job verifies the weights from the bucket. Every
 
 from __future__ import annotations
 
-import argparse
 import os
 import secrets
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.command_line import CommandLine
 from demo.object_store import ObjectStore, free_port
 from demo.stages import StageError, run_stage
 
@@ -40,9 +40,7 @@ _NOISE = (
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Run all stages; 0 when all succeeded. Only ``--help`` is an option; ``ARCFACE_DEMO`` names another folder."""
-    parser = argparse.ArgumentParser(
-        "python -m demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("python -m demo", description=__doc__)
     parser.parse_args(arguments)
     started = time.monotonic()
     # A parent that started us in the background may have had SIGINT ignored.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 import runpy
 import sys
 import tomllib
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +19,8 @@ from demo.__main__ import _NOISE
 from demo.stages import fit_report
 from tests.jobs import ROOT
 
-MODULES = ["app", *(f"app.{program}" for program in PROGRAMS), "demo"]
+MODULES = ["app", *(f"app.{program}" for program in PROGRAMS), "app.config", "demo", "tests.soak", "tests.fuzz"]
+COMPONENTS = ["components.status", "components.preflight", "components.pipeline"]
 BENCHMARKS = [
     f"benchmarks.{path.stem}"
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
@@ -35,21 +38,40 @@ def python_m(module: str, option: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", [*MODULES, *BENCHMARKS])
-def test_help_is_printed_and_nothing_is_started(
-    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("module", [*MODULES, *BENCHMARKS, *COMPONENTS])
+def test_help_is_printed_anywhere_and_nothing_is_started(
+    module: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert python_m(module, "--help", monkeypatch) == 0
+    monkeypatch.chdir(tmp_path)
+    # Restored afterwards: components change what every parser says about a mistake.
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+    assert python_m(module, option, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "usage:" in said
     assert len(said.splitlines()) > 3
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", ["app", "app.train", "app.verify", "app.prepare", "app.evaluate", "app.selfcheck"])
+@pytest.mark.parametrize("module", MODULES)
 def test_version(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert python_m(module, "--version", monkeypatch) == 0
     assert capsys.readouterr().out == f"arcface-torchx {__version__}\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("module", MODULES[1:])
+def test_an_option_that_is_none_is_told_in_one_line_and_nothing_is_started(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert python_m(module, "--frobnicate", monkeypatch) in (2, 65)
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1), said
+    assert said.err.startswith("error: ")
+    assert "--help" in said.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_name_for_all(capsys: pytest.CaptureFixture[str]) -> None:

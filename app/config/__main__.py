@@ -12,6 +12,10 @@ from app.errors import run_main
 
 def main(arguments: list[str]) -> int:
     """Parse, validate, print."""
+    if arguments in (["--help"], ["-h"]):
+        print(f"usage: python -m app.config --recipe NAME [--section.field VALUE ...]\n\n{__doc__}")
+        print("The options are those of python -m app.train, whose --help explains them.")
+        return 0
     print(to_toml(parse_arguments(arguments)), end="")
     return 0
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from app import storage
+from app.command_line import CommandLine
 from app.data.bin_sets import load_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, resize
@@ -191,7 +192,7 @@ def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("app.evaluate", description=__doc__)
+    parser = CommandLine("app.evaluate", description=__doc__)
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     tools.add_parser("flops", help="multiply-adds and parameters of every backbone")
     for name, text in (

@@ -54,7 +54,9 @@ def open_model(
     Raises:
         ModelSourceError, ModelError, StorageError: there is no such model, or it is damaged.
     """
-    if url.endswith(".onnx"):
+    if not url.strip():
+        raise ModelSourceError("no model is named: give a run folder, its /checkpoints, a .pt, .pth or .onnx")
+    if without_query(url).endswith(".onnx"):
         return _open_onnx(url)
     model, about = open_backbone(url, device, backbone=backbone, embedding_size=embedding_size, image_size=image_size)
     model.to(device.torch_device).eval()
@@ -80,21 +82,32 @@ def open_backbone(
         ModelSourceError, ModelError, CheckpointError, StorageError: there is no such model, or it is damaged.
     """
     url = url.rstrip("/")
+    if without_query(url) != url and not without_query(url).endswith((".pt", ".pth")):
+        raise ModelSourceError(
+            f"{url} has a query: it opens a single object, a .pt, .pth or .onnx; a run folder's files are asked for by "
+            "their names, which would stand behind it"
+        )
     if url.endswith("checkpoints"):
         return _open_checkpoint(url, device, step)
-    if not url.endswith((".pt", ".pth")):
+    if not without_query(url).endswith((".pt", ".pth")):
         if step < 0 and not storage.exists(storage.join(url, "model.json")):
             raise ModelSourceError(explain_missing_model(url))
         return load_model(url) if step < 0 else _open_checkpoint(storage.join(url, "checkpoints"), device, step)
     folder = url.rsplit("/", 1)[0] if "/" in url else "."
     if not backbone and url.endswith("/model.pt") and storage.exists(storage.join(folder, "model.json")):
         return load_model(folder)
+    state = parse_weights(url, storage.read_bytes(url))  # first: it may not be there, or be something else
     if not backbone:
         raise ModelSourceError(f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50")
     model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
-    load_weights(model, parse_weights(url, storage.read_bytes(url)), url)
+    load_weights(model, state, url)
     sizes = {"embedding_size": embedding_size, "image_size": image_size}
     return model, {"backbone": backbone, **sizes, "recipe": "-", "step": 0}
+
+
+def without_query(url: str) -> str:
+    """``https://host/model.onnx?signature=...`` without what follows its path; other URLs as they are."""
+    return url.partition("?")[0] if url.startswith(("http://", "https://")) else url
 
 
 def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app import storage
 from app.config.options import parse_arguments
@@ -45,6 +46,8 @@ def accuracy(run: Path, model: str, *options: str) -> float:
     report = str(run / "report")
     assert verify(["--model", model, "--sets-url", str(run / "faces"), "--report", report, *options]) == 0
     found = json.loads((run / "report" / "report.json").read_text())
+    with Image.open(run / "report" / "hardest_noise.jpg") as picture:
+        assert picture.size == (8 * 112, 2 * (2 * 14 + 2 * 112 + 6))
     return float(found["sets"]["noise"]["accuracy"])
 
 
@@ -158,3 +161,31 @@ def test_another_folder_or_file_than_a_model_is_told(run: Path, tmp_path: Path) 
     for path, says in table.items():
         with pytest.raises(AppError, match=says):
             load_model(path, backbone="r18" if path.suffix == ".pt" else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "no model is named"),
+        ("gone.pt", r"gone\.pt: read failed: it does not exist"),
+        ("gone.onnx", r"gone\.onnx: read failed: it does not exist"),
+        ("empty.pt", r"empty\.pt: .*empty"),
+        ("empty.onnx", r"empty\.onnx: .*an empty file"),
+        ("onnx.pt", r"onnx\.pt: .*ONNX"),
+        ("state.onnx", r"state\.onnx: .*give it a name that ends with \.pt"),
+        ("folder.pt", r"folder\.pt: .*it is a folder"),
+        ("https://host/run?X-Amz-Signature=abc", r"https://host/run\?X-Amz-Signature=\*\*\* has a query"),
+    ],
+)
+def test_what_lies_under_a_models_name_is_told_before_anything_is_asked_for(
+    run: Path, tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = run / "runs" / "orl"
+    Path("onnx.pt").write_bytes((folder / "model.onnx").read_bytes())
+    Path("state.onnx").write_bytes((folder / "model.pt").read_bytes())
+    Path("empty.pt").touch()
+    Path("empty.onnx").touch()
+    Path("folder.pt").mkdir()
+    with pytest.raises(AppError, match=message):
+        load_model(name)

@@ -5,7 +5,6 @@ Each target runs in a process of its own, which stops at the first fault and lea
 
 from __future__ import annotations
 
-import argparse
 import resource
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from types import FrameType
 
 import numpy as np
 
+from app.command_line import CommandLine
 from app.errors import AppError
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import Target, make_targets
@@ -34,7 +34,7 @@ class Hang(BaseException):
 
 def main() -> int:
     """All targets, or one; returns 1 after a fault."""
-    parser = argparse.ArgumentParser("tests.fuzz", description=__doc__)
+    parser = CommandLine("tests.fuzz", description=__doc__)
     parser.add_argument("--count", type=int, default=20_000, help="inputs of each target")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", default="", choices=("", *NAMES))

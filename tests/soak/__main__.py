@@ -9,7 +9,6 @@ Other options are the job's: ``--train.reproducible false`` shows what rounding 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from app import storage
+from app.command_line import CommandLine
+from app.config.options import parse_arguments as parse_options
+from app.errors import run_main
 from benchmarks import machine
 from demo.object_store import ObjectStore
 from tests.faults.proxy import Proxy
@@ -46,12 +48,13 @@ TAIL = 10  # steps that the job is finished by, undisturbed
 
 def main(arguments: list[str]) -> int:
     """Run it; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m tests.soak", description=__doc__)
+    parser = CommandLine("python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long the job is disturbed")
     parser.add_argument("--seed", type=int, default=1, help="of the disturbances")
     parser.add_argument("--output", default=".run/soak", help="folder of the report; it is emptied")
     parser.add_argument("--reference-processes", type=int, default=2, help="of the undisturbed run")
     options, extra = parser.parse_known_args(arguments)
+    parse_options([*JOB, *extra])  # before anything is emptied
     folder = Path(options.output)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "logs").mkdir(parents=True)
@@ -144,4 +147,4 @@ def write_report(folder: Path, job: Job, figures: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(main)
