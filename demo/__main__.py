@@ -17,7 +17,7 @@ from pathlib import Path
 
 from app.command_line import CommandLine
 from demo.object_store import ObjectStore, free_port
-from demo.stages import StageError, run_stage
+from demo.stages import StageError, break_lines, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 # Another folder lets a second demo run beside the first.
@@ -121,7 +121,8 @@ def fetch_results(environment: dict[str, str]) -> None:
 
 def title(number: int, name: str, text: str) -> None:
     """Announce a stage."""
-    print(f"\n[{number}/4] {name}: {text}", flush=True)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print("\n" + break_lines(f"[{number}/4] {name}: {text}", columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Sequence
 
@@ -65,14 +66,26 @@ def _print_lines(process: subprocess.Popen[str], hide: Sequence[str], quiet: thr
 def fit_report(line: str, columns: int) -> str:
     """A report without padding, then without its last fields (`` | ``), where the terminal has no room; 0: no terminal.
 
-    Other lines stay as they are.
+    Other lines are broken between words, those of a table stay as they are.
     """
+    if columns and len(line.rstrip("\n")) > columns and " | " not in line:
+        return break_lines(line, columns) + "\n"
+    if re.match(r"(\S+ )?\|", line):
+        return line
     fields = line.rstrip("\n").split(" | ")
     if columns and len(fields) > 2 and len(line) > columns:
         fields = [re.sub(" +", " ", field) for field in fields]
     while columns and len(fields) > 2 and len(" | ".join(fields)) >= columns:
         fields.pop()
     return " | ".join(fields) + "\n"
+
+
+def break_lines(text: str, columns: int) -> str:
+    """A sentence in lines that fit a terminal, broken between words; 0: no terminal."""
+    if not columns:
+        return text
+    parts = textwrap.wrap(text, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(parts)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from app import __version__
 from app.__main__ import PROGRAMS, main
 from demo.__main__ import _NOISE
-from demo.stages import fit_report
+from demo.stages import break_lines, fit_report
 from tests.jobs import ROOT
 
 MODULES = ["app", *(f"app.{program}" for program in PROGRAMS), "app.config", "demo", "tests.soak", "tests.fuzz"]
@@ -112,5 +112,16 @@ def test_the_demos_reports_fit_the_terminal_and_other_lines_stay() -> None:
     assert fit_report(report, 80) == "trainer/1 ###--- 2% 37.5 img/s | loss 8.1361 | ETA 6m31s | step 6 | lr 0.08333\n"
     assert fit_report(report, 20) == "trainer/1 ###--- 2% 37.5 img/s | loss 8.1361\n"
     assert fit_report(report, 0) == fit_report(report, 200) == report
-    sentence = "a sentence that is longer than the terminal is wide\n"
-    assert fit_report(sentence, 20) == sentence
+    table = "trainer/0 | Name | Accuracy-Highest | FPS | Epochs | AMP type |\n"
+    assert fit_report(table, 20) == table
+    assert fit_report("a line that fits\n", 16) == "a line that fits\n"
+
+
+def test_the_demos_sentences_are_broken_between_words() -> None:
+    sentence = "[3/4] training: components.py:arcface_dist on 2 nodes, streaming RecordIO from the bucket"
+    for columns in (20, 40, 80):
+        lines = fit_report(sentence + "\n", columns).splitlines()
+        assert " ".join(line.strip() for line in lines) == sentence
+        assert all(len(line) <= columns or " " not in line.strip() for line in lines)
+        assert break_lines(sentence, columns).splitlines() == lines
+    assert break_lines(sentence, 0) == sentence

@@ -31,10 +31,11 @@ def describe_origin(world: World) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Commit of the checkout that runs, with ``+`` where it was changed; empty for an installed package."""
+    """Commit of the checkout that runs, with ``+`` where it was changed, or of the image; empty where nobody knows."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
-        return ""
+        built_from = os.environ.get("ARCFACE_COMMIT", "")
+        return "" if built_from == "unknown" else built_from
     try:
         # Another git folder in the environment would answer for itself.
         variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from app import __version__
+from app.device import detect_device
 from app.train import main
-from tests.jobs import SMALL, write_faces
+from app.training import provenance
+from app.world import join_world
+from tests.jobs import ROOT, SMALL, write_faces
 
 
 def test_summary_names_recipe_data_code_and_machine(
@@ -43,3 +46,14 @@ def test_summary_names_recipe_data_code_and_machine(
     ):
         assert part in text
     assert text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("built_from", "commit"), [("0123abc", "0123abc"), ("unknown", ""), ("", "")])
+def test_an_image_tells_the_commit_that_it_was_built_from(
+    built_from: str, commit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCFACE_COMMIT", built_from)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "app" / "training" / "provenance.py"))
+    with join_world(detect_device(), timeout=60) as world:
+        assert provenance.describe_origin(world)["commit"] == commit
+    assert "ARCFACE_COMMIT=${REVISION}" in (ROOT / "docker" / "Dockerfile").read_text()
