@@ -11,7 +11,12 @@ import json
 import os
 import re
 import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
 from urllib.parse import quote
 
 from app import __version__
@@ -35,7 +40,9 @@ _PARAMETER = re.compile(rf"([?&;][\w.-]*{_SECRET_WORD}[\w.-]*=)[^&;\s'\"#]+", re
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _SHORTEST_SECRET = 8  # a shorter value would blot out common words
 _HIDDEN = "***"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# What a terminal obeys, and what turns a line's direction or ends it.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_MOST_CHARACTERS = 4000  # of a message; names in it come from files and may be of any length
 
 
 def redact(text: str) -> str:
@@ -50,6 +57,20 @@ def redact(text: str) -> str:
     text = _USER.sub(f"{_HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{_HIDDEN}", text)
     return _BEARER.sub(rf"\1 {_HIDDEN}", text)
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether a text has a URL with user, password, token or signature in it, or is FSSPEC_*'s JSON with a secret."""
+    return any(pattern.search(text) for pattern in (_USER, _PARAMETER, _BEARER)) or any(_secrets_in(text))
+
+
+def printable(text: str) -> str:
+    """The text on one line, for a terminal: control characters are escaped.
+
+    Names and messages come from files, stores and other processes; an escape sequence in one could rewrite the screen,
+    a line break forge a second message.
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _known_secrets() -> Iterator[str]:
@@ -84,11 +105,14 @@ class AppError(Exception):
             An error that is raised from another one (``raise X(...) from error``) is transient where that one is, so
             whoever adds words to an error need not know.
 
-    Credentials are taken out of the message, so that no layer can forget to; see ``redact``.
+    Credentials are taken out of the message and what a terminal would obey is spelled out, so that no layer can forget
+    to; see ``redact`` and ``printable``.
     """
 
     def __init__(self, message: str = "", *, transient: bool = False) -> None:
-        super().__init__(redact(str(message)))
+        # Far more is redacted than is shown: no half of a secret can be left over at the cut.
+        text = printable(redact(str(message)[: 4 * _MOST_CHARACTERS]))
+        super().__init__(text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}...")
         self._transient = transient
 
     @property
@@ -98,9 +122,15 @@ class AppError(Exception):
         return self._transient or (isinstance(cause, AppError) and cause.transient)
 
 
-def in_one_line(text: str) -> str:
-    """A message without line breaks and other control characters, which a file's name may hold: they are escaped."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+def say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """``warnings.showwarning`` for a user: the message alone, without file and line."""
+    print(f"warning: {printable(redact(str(message)))}", file=sys.stderr, flush=True)
+
+
+def _say_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """A mistake of ours, or ``--debug``: errors of drivers repeat the URLs that they were given."""
+    lines = redact("".join(traceback.format_exception(kind, error, trace))).split("\n")
+    print("\n".join(map(printable, lines)), end="", file=sys.stderr, flush=True)
 
 
 def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) -> None:
@@ -116,6 +146,9 @@ def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) ->
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    warnings.showwarning = say_warning
+    sys.excepthook = _say_traceback
+    threading.excepthook = lambda failure: _say_traceback(failure.exc_type, failure.exc_value, failure.exc_traceback)
     if arguments == ["--version"]:
         print(f"arcface-torchx {__version__}")
         sys.exit(0)
@@ -124,6 +157,6 @@ def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) ->
     except AppError as error:
         if debug:
             raise
-        print(f"error: {in_one_line(str(error))}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         code = EXIT_TRANSIENT if error.transient else EXIT_BAD_INPUT
     sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,29 +39,45 @@ def parse_text(data: bytes, where: str, *, limit: int = _MAX_TEXT) -> str:
         raise ParseError(f"{where}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
 
 
-def parse_json(data: bytes, where: str) -> Any:
-    """The value of a JSON text: strictly JSON, so without NaN, and with no number beyond float64.
+def parse_json(data: bytes, where: str, *, limit: int = _MAX_JSON, bytes_a_value: int = 0) -> Any:
+    """The value of a JSON text: strictly JSON, so without NaN, no number beyond float64, no key twice in an object.
+
+    Args:
+        limit: longest text, bytes.
+        bytes_a_value: of files that may be long: one value, bracket or comma so many bytes is fine, however many.
 
     Raises:
         ParseError: it is not JSON, or of a size or depth that no honest file has.
     """
-    text = parse_text(data, where, limit=_MAX_JSON)
+    text = parse_text(data, where, limit=limit)
     values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    if values > _MAX_VALUES:
-        raise ParseError(f"{where}: about {values} values are too many for such a file; at most {_MAX_VALUES} are read")
+    most = max(_MAX_VALUES, len(data) // bytes_a_value if bytes_a_value else 0)
+    if values > most:
+        raise ParseError(f"{where}: about {values} values are too many for such a file; at most {most} are read")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repetition
+        )
     except (ValueError, RecursionError) as error:
         raise ParseError(f"{where}: not JSON ({_reason(error)})") from error
 
 
-def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
+def parse_people(data: bytes, where: str) -> Any:
+    """What a ``people.json`` holds: names in class order, of as many people as there may be.
+
+    Raises:
+        ParseError: it is not JSON.
+    """
+    return parse_json(data, where, limit=1 << 30, bytes_a_value=8)
+
+
+def parse_json_object(data: bytes, where: str, *, limit: int = _MAX_JSON, bytes_a_value: int = 0) -> dict[str, Any]:
     """The same, where it must be an object.
 
     Raises:
         ParseError: it is not.
     """
-    value = parse_json(data, where)
+    value = parse_json(data, where, limit=limit, bytes_a_value=bytes_a_value)
     if not isinstance(value, dict):
         raise ParseError(f"{where}: a JSON object is expected, found {type(value).__name__}")
     return value
@@ -100,6 +117,14 @@ def _without_nan(value: Any) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice[:80]!r} stands there twice")
+    return found
 
 
 def _finite(text: str) -> float:

@@ -32,8 +32,10 @@ __all__ = ["PLAIN_NAMES", "Name", "PickleError", "RefusedName", "Text", "load_pl
 _ALLOWANCE = 48 << 20  # bytes beside the file's own size that its values may take
 _LONGEST_NAME = 256
 _LONGEST_INT = 16  # bytes; counts and flags need far fewer
+_MOST_ARGUMENTS = 16  # of a call; a tensor has seven
 # What a value takes in memory beside its content, bytes; measured upper bounds of CPython 3.11 to 3.13.
 _SLOT, _NUMBER, _BYTES, _TEXT, _CONTAINER, _SPARSE_MEMO = 10, 40, 48, 160, 130, 180
+_MADE = 900  # what a call makes: a tensor of many dimensions is the largest
 
 
 def load_plain(
@@ -233,9 +235,15 @@ class _Machine:
         arguments, name = self.stack.pop(), self.stack.pop()
         if type(name) is not Name or type(arguments) is not tuple:
             raise PickleError(f"byte {self.position}: a call of a {type(name).__name__}, which is not plain data")
-        if name.make in (encode_text, make_bytes) and arguments and isinstance(arguments[0], Text):
-            self.pay(arguments[0].stop - arguments[0].start)
-        self.push(name.make(*arguments), _CONTAINER)
+        if len(arguments) > _MOST_ARGUMENTS:
+            raise PickleError(f"byte {self.position}: a call of {name.text} with {len(arguments)} arguments")
+        # Paid before it is made: the memo lets a file say the same arguments again and again in two bytes.
+        for argument in arguments:
+            if isinstance(argument, Text) and name.make in (encode_text, make_bytes):
+                self.pay(argument.stop - argument.start)
+            elif isinstance(argument, list | tuple):
+                self.pay(2 * _CONTAINER * len(argument))
+        self.push(name.make(*arguments), _MADE)
 
     def build(self) -> None:
         state = self.stack.pop()

@@ -149,6 +149,8 @@ def _array_type(code: Any, *_: Any) -> ArrayType:
 def _scalar(kind: Any, content: Any = None) -> Any:
     if not isinstance(kind, ArrayType) or kind.code == "O" or not isinstance(content, bytes):
         raise PickleError("a number without type and bytes")
+    if len(content) != kind.numpy.itemsize:
+        raise PickleError(f"a number of {len(content)} bytes")
     (value,) = np.frombuffer(content, dtype=kind.numpy).tolist()
     return value
 

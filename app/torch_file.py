@@ -61,9 +61,10 @@ def load_torch(data: bytes) -> Any:
 
 def _load_zip(data: bytes) -> Any:
     entries = _list_entries(data)
-    (pickle_name,) = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1] or [""]
-    if not pickle_name:
-        raise PickleError("a zip archive, but not of torch.save: it has no data.pkl")
+    pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise PickleError(f"a zip archive, but not of torch.save: it has {len(pickles) or 'no'} data.pkl")
+    pickle_name = pickles[0]
     folder = pickle_name.removesuffix("data.pkl")
     if (order := entries.get(f"{folder}byteorder")) and bytes(order) != b"little":
         raise PickleError("saved on a big-endian machine")

@@ -6,8 +6,6 @@ Run again with the same output, it goes on from the last checkpoint, on any numb
 from __future__ import annotations
 
 import signal
-import sys
-import warnings
 
 import torch
 
@@ -17,7 +15,7 @@ from app.config.recipe import Recipe
 from app.device import detect_device
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import catch_stop
-from app.errors import AppError, redact, run_main
+from app.errors import AppError, run_main
 from app.observe.events import EventLog
 from app.observe.last_words import keep_last_words
 from app.run_folder import run_url
@@ -84,8 +82,4 @@ def train(recipe: Recipe) -> int:
 
 
 if __name__ == "__main__":
-    # Messages of warnings without file and line: they are meant for the user.
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(
-        f"warning: {redact(str(message))}", file=sys.stderr, flush=True
-    )
     run_main(main)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from app import storage
 from app.config.options import parse_arguments, to_toml
 from app.data.index import parse_lines
 from app.data.recordio import RecordError
-from app.errors import AppError, redact, run_main
+from app.errors import AppError, printable, redact, run_main
+from tests.jobs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -87,3 +91,37 @@ def test_a_recipe_as_text_holds_no_credentials() -> None:
     assert "hunter22" not in text
     assert "secret" not in text
     assert 'url = "http://***@host/faces"' in text
+
+
+def test_what_comes_from_elsewhere_is_one_bounded_line_that_no_terminal_obeys() -> None:
+    assert printable("a\x1b[2Jb\nc\x07\u202e") == "a\\x1b[2Jb\\nc\\x07\\u202e"
+    assert printable("Zo\u00eb 李 é") == "Zo\u00eb 李 é"
+    assert str(AppError("class \x1b]0;x\x07: gone\r\nerror: forged")) == "class \\x1b]0;x\\x07: gone\\r\\nerror: forged"
+    assert len(str(AppError("x" * 10**7))) < 4100
+
+
+def test_a_secret_across_the_cut_of_a_long_message_is_not_shown() -> None:
+    for start in range(3900, 4050):
+        assert "hunter22" not in str(AppError("x" * start + " http://user:hunter22@host/a"))
+
+
+_PROGRAM = """
+import warnings
+from app.errors import run_main
+def main(arguments):
+    if "warn" in arguments:
+        warnings.warn("http://user:hunter22@host/a \\x1b[2J")
+        return 0
+    raise RuntimeError("cannot open http://user:hunter22@host/a \\x1b[2J")
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("argument", ["warn", "fail"])
+def test_warnings_and_tracebacks_of_any_program_hold_no_secret(argument: str) -> None:
+    command = [sys.executable, "-c", _PROGRAM, argument]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "http://***@host/a \\x1b[2J" in done.stderr
+    assert "hunter22" not in done.stderr + done.stdout
+    assert "\x1b" not in done.stderr
+    assert ("RuntimeError" in done.stderr) == (argument == "fail") == bool(done.returncode)

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from app.errors import AppError
+from app.parsing import ParseError, parse_json_object
 
 FORMAT = 2
 CHUNK_BYTES = 1 << 20  # each so many bytes of an object have a hash of their own
 MOST_BYTES = 256 << 20  # of a manifest: 3.5 M chunks
+_BYTES_A_VALUE = 48  # a hash has 64 characters
 
 
 class CheckpointError(AppError):
@@ -61,7 +63,7 @@ class Manifest:
             CheckpointError: it is one of another format.
         """
         try:
-            fields = json.loads(data)
+            fields = parse_json_object(data, "content", limit=MOST_BYTES, bytes_a_value=_BYTES_A_VALUE)
             number = int(fields["format"])
             if number != FORMAT:
                 raise CheckpointError(
@@ -69,7 +71,12 @@ class Manifest:
                     "version that wrote it, start it anew under another --name, or pass --checkpoint.resume never"
                 )
             objects = tuple(_parse_object(about) for about in fields["objects"])
-            return cls(int(fields["step"]), int(fields["world_size"]), objects, dict(fields["meta"]))
+            step, world_size = int(fields["step"]), int(fields["world_size"])
+            if step < 0 or world_size < 1 or len({item.name for item in objects}) != len(objects):
+                raise ValueError(f"step {step} of {world_size} processes, or an object that stands there twice")
+            return cls(step, world_size, objects, dict(fields["meta"]))
+        except ParseError as error:
+            raise DamagedError(f"{url}: not a manifest ({error})") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedError(f"{url}: not a manifest ({type(error).__name__}: {str(error)[:200]})") from error
 

@@ -119,7 +119,7 @@ class TensorFile:
 
     def _parse(self, text: bytes, base: int) -> dict[str, Placed]:
         try:
-            placed = {}
+            placed, total = {}, 0
             for name, about in json.loads(text).items():
                 if name == "__metadata__":
                     continue
@@ -128,9 +128,14 @@ class TensorFile:
                 size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
                 if min(shape, default=0) < 0 or stop - start != size or not base <= start <= stop <= self.item.size:
                     raise ValueError(f"{name} lies outside")
+                if size == 0 and math.prod(n for n in shape if n) >= 1 << 62:
+                    raise ValueError(f"{name} has a shape that none can have")
+                total += size
                 placed[name] = Placed(dtype, shape, start, stop)
+            if total > self.item.size:
+                raise ValueError("tensors lie on each other")
             return placed
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedError(f"{self.url}: not a safetensors file ({type(error).__name__}: {error})") from error
 
     def load(self, rows: tuple[int, int] | None = None) -> dict[str, Tensor]:

@@ -149,9 +149,9 @@ class _Reader:
             case ast.IfExp(test=test, body=body, orelse=other):
                 return self.value(body if self.test(test) else other)
             case ast.List(elts=elements):
-                return [self.value(element) for element in elements]
+                return self.elements(elements)
             case ast.Tuple(elts=elements):
-                return tuple(self.value(element) for element in elements)
+                return tuple(self.elements(elements))
             case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _CALLS:
                 try:
                     return self.bounded(node, _CALLS[name](self.value(argument)))
@@ -166,6 +166,14 @@ class _Reader:
             node,
             f"{_shown(node)!r} is neither a literal nor arithmetic with literals and settings above; write its value",
         )
+
+    def elements(self, nodes: list[ast.expr]) -> list[Any]:
+        values = [self.value(node) for node in nodes]
+        for node, value in zip(nodes, values, strict=True):
+            if isinstance(value, list | tuple) and not isinstance(node, ast.List | ast.Tuple):
+                # A list of twice the list before, forty lines of that: as text it would have no end.
+                raise self.refusal(node, f"{_shown(node)!r} is a list within a list; write it out")
+        return values
 
     def calculate(self, node: ast.expr, op: type[ast.operator], left: Any, right: Any) -> Any:
         if op is ast.Pow and (abs(right) > 64 or abs(left) > _LARGEST):
@@ -250,6 +258,6 @@ def _shift(node: ast.expr, member: str) -> float | None:
 def _shown(node: ast.expr) -> str:
     try:
         text = ast.unparse(node)
-    except RecursionError:
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
         return "a long expression"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -160,13 +160,18 @@ def override(recipe: Recipe, path: str, value: Any, where: str) -> Recipe:
     try:
         typed = _convert(about.kind, value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise RecipeError(
-            f"{where}: {path} must be {about.kind_name}, got {reprlib.repr(value)}: {about.meaning}"
-        ) from error
+        raise RecipeError(f"{where}: {path} must be {about.kind_name}, got {_shown(value)}: {about.meaning}") from error
     if problem := about.problem(typed):
         raise RecipeError(f"{where}: {path} {problem}: {about.meaning}")
     section, name = path.split(".")
     return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **{name: typed})})
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a number of thousands of digits
+        return "a number that is too long"
 
 
 def to_toml(recipe: Recipe) -> str:

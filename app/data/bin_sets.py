@@ -8,7 +8,9 @@ A pickle may call any function it names; ``app.plain_pickle`` builds plain data 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,22 +70,26 @@ def parse_set(url: str, name: str, data: bytes) -> VerificationSet:
         raise RecordError(f"{url}: not a verification set, or truncated ({error})") from None
     if not (isinstance(content, tuple | list) and len(content) == 2):
         raise RecordError(f"{url}: not a verification set: expected (images, issame), found {type(content).__name__}")
-    images = [_encoded(url, number, image) for number, image in enumerate(_items(url, "images", content[0]))]
-    flags = [_flag(url, number, flag) for number, flag in enumerate(_items(url, "issame", content[1]))]
-    if len(images) != 2 * len(flags) or not flags:
-        raise RecordError(f"{url}: {len(images)} images do not make {len(flags)} pairs")
+    encoded, same = _items(url, "images", content[0]), _items(url, "issame", content[1])
+    if len(encoded) and isinstance(encoded, np.ndarray):
+        raise RecordError(f"{url}: not a verification set: its images are an array of {encoded.dtype}, not a list")
+    if len(encoded) != 2 * len(same) or not len(same):
+        raise RecordError(f"{url}: {len(encoded)} images do not make {len(same)} pairs")
+    images = [_encoded(url, number, image) for number, image in enumerate(encoded)]
+    listed = same.tolist() if isinstance(same, np.ndarray) else same
+    flags = [_flag(url, number, flag) for number, flag in enumerate(listed)]
     return VerificationSet(name, images, np.array(flags, dtype=np.bool_))
 
 
-def _items(url: str, what: str, value: object) -> list[object]:
+def _items(url: str, what: str, value: object) -> Sequence[object] | NDArray[Any]:
     """The entries of a list, a tuple or an array; a column counts as a list."""
     if isinstance(value, Array):
         values = value.values
         if isinstance(values, np.ndarray) and sum(size != 1 for size in values.shape) > 1:
             raise RecordError(f"{url}: not a verification set: {what} is an array of shape {values.shape}, not a list")
-        return values.ravel().tolist() if isinstance(values, np.ndarray) else values
+        return values.ravel() if isinstance(values, np.ndarray) else values
     if isinstance(value, list | tuple):
-        return list(value)
+        return value
     raise RecordError(f"{url}: not a verification set: {what} is a {type(value).__name__}, not a list")
 
 

@@ -18,7 +18,7 @@ from app.data.records import RecordSource
 from app.data.source import Source, SourceError
 from app.data.synthetic import SYNTHETIC, NoiseSource
 from app.device import BatchCopies
-from app.parsing import parse_json
+from app.parsing import parse_people
 from app.storage import StorageError
 
 
@@ -105,7 +105,7 @@ def _people_of(url: str, source: Source) -> list[str]:
             f"{storage.redact(url)}: no people.json there: its people are taken for nobody else's", stacklevel=2
         )
         return [f"{url}#{number}" for number in range(source.num_classes)]
-    names = parse_json(text, storage.redact(storage.join(url, "people.json")))
+    names = parse_people(text, storage.redact(storage.join(url, "people.json")))
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise SourceError(f"{storage.redact(url)}/people.json: expected a list of names, one a class")
     texts = [str(name) for name in names]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 import warnings
 
 import numpy as np
@@ -14,10 +16,14 @@ from app.data.recordio import RecordError
 
 # Pillow knows over forty formats, some of them programs of their own (EPS); these are the ones of face datasets.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
-# An image may announce this many pixels, and so many more for each byte it has: no encoder of photographs packs more
-# than about 300 into one. A header of a few hundred bytes thus cannot ask for gigabytes, while a real photograph of any
-# camera passes.
-FREE_PIXELS, PIXELS_PER_BYTE, MAX_PIXELS = 2 << 20, 400, 1 << 28
+# An image may announce this many pixels, and so many more for each byte it has: a photograph has 2 to 30 a byte, and
+# as many as 70 where a JPEG of quality 10 shows little but sky; one colour all over reaches 300 and more. A file of a
+# few hundred bytes thus cannot ask for gigabytes, while a real photograph of any camera passes.
+FREE_PIXELS, PIXELS_PER_BYTE, MAX_PIXELS = 2 << 20, 80, 1 << 27
+# A progressive JPEG comes in about ten scans; each may cover the whole image in a few bytes, and takes its time again.
+MAX_SCANS = 100
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # after a scan; what is stuffed or restarts belongs to it
 
 # Pillow's own warning about large images; the check above is stricter.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -41,6 +47,7 @@ def decode_leniently(data: bytes) -> tuple[NDArray[np.uint8], bool]:
         raise RecordError("the record holds no image bytes")
     if data[:2] != b"\xff\xd8":
         return _decode_with_pillow(data, "image"), False
+    check_scans(data)
     faulty = False
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -58,6 +65,24 @@ def _check_size(width: int, height: int, size: int) -> None:
             f"an image of {size} bytes announces {width} x {height} pixels, which they cannot hold: it is "
             "damaged, or made to take memory"
         )
+
+
+def check_scans(data: bytes) -> None:
+    """Refuse a JPEG of more scans than any encoder makes.
+
+    Raises:
+        RecordError: it has them.
+    """
+    if data.count(_SCAN) <= MAX_SCANS:  # also in thumbnails, profiles, and the film behind a telephone's picture
+        return
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) is not None and found[0] != b"\xff\xd9":
+        at = found.end()
+        if found[0] not in (b"\xff\x01", b"\xff\xd8") and at + 2 <= len(data):  # a segment, whose length follows
+            at += struct.unpack_from(">H", data, at)[0]
+        scans += found[0] == _SCAN
+        if scans > MAX_SCANS:
+            raise RecordError(f"a JPEG of more than {MAX_SCANS} scans: it is made to take time")
 
 
 def _decode_with_pillow(data: bytes, kind: str) -> NDArray[np.uint8]:
@@ -85,7 +110,7 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         if grey.size and int(grey.max()) > 255:
             grey >>= 8
         return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def decode_into(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -95,6 +120,7 @@ def decode_into(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None
         RecordError: as ``decode_image``.
     """
     if data[:2] == b"\xff\xd8":
+        check_scans(data)
         try:
             image: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
             return None if image.shape == out.shape else image.copy()

@@ -24,14 +24,14 @@ from pathlib import Path
 from torch.distributed import TCPStore
 
 from app.elastic.signed_store import SignedStore, connect, read_token, run_key
-from app.errors import EXIT_BAD_INPUT, AppError, run_main
+from app.errors import EXIT_BAD_INPUT, AppError, printable, run_main
 
 _VERDICT_KEY = "arcface/verdict"
 _STARTS_KEY = "arcface/starts"
 _DONE = "done"
 _POLL_SECONDS = 1.0
 _REPORT_SECONDS = 120.0  # so long a finished job waits for a fresh rendezvous process to tell
-_MOST_MESSAGE = 4000  # characters
+_MOST_MESSAGE = 4000  # bytes, or characters
 
 
 class RendezvousError(AppError):
@@ -71,7 +71,7 @@ def serve(port: int, rdzv_id: str, *, idle_timeout: float, linger: float, listen
     last_state, last_change = b"", time.monotonic()
     while True:
         if (verdict := signed.look(_VERDICT_KEY)) is not None:
-            text = printable(verdict.decode(errors="replace"))
+            text = printable(verdict[:_MOST_MESSAGE].decode(errors="replace"))
             if text == _DONE:
                 print("rendezvous: training is done", flush=True)
                 time.sleep(linger)
@@ -98,11 +98,6 @@ def _listen(port: int, *, everywhere: bool) -> socket.socket:
         return socket.create_server(("0.0.0.0" if everywhere else "127.0.0.1", port), backlog=4096)
     except OSError as error:
         raise RendezvousError(f"port {port}: {error.strerror}: take another --port", transient=True) from error
-
-
-def printable(text: str) -> str:
-    """One line of bounded length, without control characters: it comes from another process and goes to a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:_MOST_MESSAGE])
 
 
 class CrashLoopError(AppError):

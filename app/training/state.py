@@ -101,7 +101,7 @@ class RunState:
                 {str(name): str(value) for name, value in meta["versions"].items()},
                 {str(name): str(value) for name, value in meta.get("trackers", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(
                 f"{url}: these checkpoints were written by another version ({type(error).__name__}: {error}): go on "
                 "with that version, or start anew with another --name or --output.url"

@@ -6,7 +6,6 @@ The five points of the field, in pixels of an image of 112 x 112 (insightface, `
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from PIL import Image
 from app import storage
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import PhotographError, same_name
+from app.parsing import ParseError, parse_json
 
 Points = NDArray[np.float64]  # [5, 2]: left eye, right eye, nose, left and right corner of the mouth; x, y in pixels
 Several = Literal["largest", "refuse"]
@@ -141,6 +141,9 @@ class Landmarks:
         return choose_face(self._faces.get(same_name(name), []), several, missing)
 
 
+LONGEST_LINE = 20_000  # characters; names and ten numbers have a few hundred
+
+
 def read_landmarks(url: str) -> Landmarks:
     """Read a landmark file.
 
@@ -179,9 +182,9 @@ def decode_text(url: str, data: bytes) -> str:
 
 def _from_json(url: str, text: str) -> dict[str, list[Points]]:
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise PrepareError(f"{storage.redact(url)}: not JSON: {error}") from None
+        content = parse_json(text.encode("utf-8", "surrogatepass"), url, limit=1 << 30, bytes_a_value=2)
+    except ParseError as error:
+        raise PrepareError(str(error)) from None
     if not isinstance(content, dict):
         raise PrepareError(f"{storage.redact(url)}: expected an object of picture: points")
     found: dict[str, list[Points]] = {}
@@ -189,9 +192,11 @@ def _from_json(url: str, text: str) -> dict[str, list[Points]]:
         try:
             numbers = np.asarray(value, dtype=np.float64)
             faces = numbers.reshape(0 if numbers.size == 0 else -1, 5, 2)
-        except (ValueError, TypeError):
-            raise PrepareError(f"{storage.redact(url)}: {name!r}: expected five points [x, y]") from None
-        found.setdefault(same_name(name.removeprefix("./")), []).extend(_sound(url, repr(name), face) for face in faces)
+        except (ValueError, TypeError, OverflowError):
+            raise PrepareError(f"{storage.redact(url)}: {name[:80]!r}: expected five points [x, y]") from None
+        found.setdefault(same_name(name.removeprefix("./")), []).extend(
+            _sound(url, repr(name[:80]), face) for face in faces
+        )
     return found
 
 
@@ -199,6 +204,8 @@ def _from_table(url: str, text: str) -> dict[str, list[Points]]:
     found: dict[str, list[Points]] = {}
     order = list(range(10))
     for number, line in enumerate(text.splitlines(), start=1):
+        if len(line) > LONGEST_LINE:
+            raise PrepareError(f"{storage.redact(url)}: line {number}: {len(line)} characters: not a table of points")
         row = _columns(line)
         if not line.strip() or line.startswith("#") or (not found and len(row) == 1 and row[0].isdigit()):
             continue
@@ -222,8 +229,9 @@ def _columns(line: str) -> list[str]:
     for mark in ("\t", ";", ","):
         if mark in line:
             return [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
-    numbers = re.search(r"((?:\s+[-+.\deE]+){10})\s*$", line)
-    return [line[: numbers.start()].strip(), *numbers[1].split()] if numbers else line.split()
+    words = line.rsplit(maxsplit=10)
+    numeric = len(words) == 11 and all(re.fullmatch(r"[-+.\deE]+", word) for word in words[1:])
+    return [words[0].strip(), *words[1:]] if numeric else line.split()
 
 
 def _order_of_header(row: list[str]) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from app import storage
-from app.data.prepare.alignment import decode_text
+from app.data.prepare.alignment import LONGEST_LINE, decode_text
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import ENDINGS, ending, is_system_file, same_name
 from app.data.prepare.source import Source
@@ -83,6 +83,8 @@ def read_pairs(url: str, source: Source) -> list[Pair]:
         for number, line in enumerate(decode_text(url, storage.read_bytes(url)).splitlines(), start=1)
         if line.strip() and not _is_comment(line, names)
     ]
+    if long := [number for number, line in lines if len(line) > LONGEST_LINE]:
+        raise PrepareError(f"{storage.redact(url)}: line {long[0]}: too long for a pair: not a list of pairs")
     rows = [(number, line, _split(line)) for number, line in lines]
     counts = bool(rows) and len(rows[0][2]) <= 2 and all(map(_is_number, rows[0][2]))
     if counts or (rows and all(_is_lfw(row) for _, _, row in rows[1:] or rows)):

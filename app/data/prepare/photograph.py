@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from app.data.decode import FREE_PIXELS, PIXELS_PER_BYTE, decode_image, encode_jpeg
+from app.data.decode import FREE_PIXELS, MAX_PIXELS, PIXELS_PER_BYTE, check_scans, decode_image, encode_jpeg
 from app.data.prepare.errors import PrepareError
 from app.data.recordio import RecordError
 
@@ -33,7 +33,6 @@ ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().ite
     ".jpg_large",
     ".mpo",  # a JPEG with a second one behind it; Pillow opens it as a JPEG and registers no ending to read
 }
-MAX_PIXELS = 1 << 27  # 134 million: more than any camera's, and 400 MB in memory
 _ORIENTATION = 0x0112
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r")
 _SYSTEM_FOLDERS = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
@@ -63,6 +62,7 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
     if not data:
         raise PhotographError("unreadable", "an empty file")
     try:
+        check_scans(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, len(data))
             if image.format == "TIFF":  # its tiles may be larger than the picture
@@ -74,6 +74,8 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
             return _to_rgb(_upright(image))
     except PhotographError:
         raise
+    except RecordError as error:
+        raise PhotographError("unreadable", str(error)) from None
     except UnidentifiedImageError:
         raise PhotographError("unreadable", f"none of {', '.join(FORMATS)}, or cut off at its beginning") from None
     except Exception as error:  # Pillow's plugins raise whatever their parser meets
@@ -145,7 +147,7 @@ def is_ready(data: bytes, size: int) -> bool:
                 and image.mode in ("RGB", "L")
                 and decode_image(data).shape == (size, size, 3)
             )
-    except (RecordError, OSError, SyntaxError, ValueError, KeyError, TypeError):
+    except Exception:  # damaged EXIF, mostly; whatever it is, the picture is encoded anew
         return False
 
 

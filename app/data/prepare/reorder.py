@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import ImageHeader, RecordError, class_of, pack_image
+from app.parsing import ParseError, parse_people
 from app.seeds import numpy_stream
 
 BUCKET_BYTES = 256 << 20
@@ -143,9 +143,9 @@ def read_people(url: str) -> list[str]:
     if not storage.exists(place):
         return []
     try:
-        names = json.loads(storage.read_bytes(place))
-    except ValueError as error:
-        raise PrepareError(f"{storage.redact(place)}: not JSON ({error}): correct or delete it") from None
+        names = parse_people(storage.read_bytes(place), place)
+    except ParseError as error:
+        raise PrepareError(f"{error}: correct or delete it") from None
     if not isinstance(names, list):
         raise PrepareError(f"{storage.redact(place)}: expected a list of names: correct or delete it")
     return [str(name) for name in names]
