@@ -73,6 +73,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _known_secrets() -> Iterator[str]:
     """Values of the environment's secrets, longest first, also as a URL spells them."""
     found: set[str] = set()
@@ -129,8 +134,8 @@ def say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _say_traceback(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     """A mistake of ours, or ``--debug``: errors of drivers repeat the URLs that they were given."""
-    lines = redact("".join(traceback.format_exception(kind, error, trace))).split("\n")
-    print("\n".join(map(printable, lines)), end="", file=sys.stderr, flush=True)
+    text = redact("".join(traceback.format_exception(kind, error, trace)))
+    print(printable_lines(text), end="", file=sys.stderr, flush=True)
 
 
 def run_main(main: Callable[[list[str]], int], argv: list[str] | None = None) -> None:

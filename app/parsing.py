@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ _MAX_TEXT = 1 << 20
 _MAX_JSON = 16 << 20
 _MAX_VALUES = 400_000  # of one JSON text; a manifest of 10,000 ranks has a fifth of that
 _MAX_DOTS = 256  # on one line of TOML: its parser takes quadratic time in the parts of a key
+_MAX_TABLES = 1000  # of one TOML text; a recipe has ten
+_MAX_DIGITS = 4300  # as many as Python turns into a number; tomllib takes 100 bytes of memory for each
+_DIGITS = re.compile(r"[0-9A-Fa-f_]+")
 
 
 class ParseError(AppError):
@@ -91,6 +95,10 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """
     if len(text) > _MAX_TEXT:
         raise ParseError(f"{where}: {len(text)} characters are too many; at most {_MAX_TEXT} are read")
+    if any(len(found[0]) > _MAX_DIGITS for found in _DIGITS.finditer(text)):
+        raise ParseError(f"{where}: a number of more than {_MAX_DIGITS} digits")
+    if (tables := text.count("\n[")) > _MAX_TABLES:
+        raise ParseError(f"{where}: {tables} tables are too many; at most {_MAX_TABLES} are read")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.count(".") > _MAX_DOTS:
             raise ParseError(f"{where}, line {number}: more than {_MAX_DOTS} dots on a line")

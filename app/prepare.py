@@ -21,7 +21,7 @@ from app.data.prepare.photograph import FITS
 from app.data.prepare.reorder import shuffle_dataset, split_dataset
 from app.data.prepare.sheet import contact_sheet
 from app.data.prepare.tools import check_dataset
-from app.errors import run_main
+from app.errors import printable, printable_lines, run_main
 from app.observe.progress import Progress, format_duration
 
 _NOT_ALIGNED = (
@@ -38,14 +38,14 @@ def main(arguments: list[str]) -> int:
     _check_places(options)
     if options.kind == "check":
         text, problems = check_dataset(options.data, decode=not options.no_decode)
-        print(text)
+        print(printable_lines(text))
         for problem in problems:
-            print(f"problem: {storage.redact(problem)}", file=sys.stderr)
+            print(printable(f"problem: {storage.redact(problem)}"), file=sys.stderr)
         return 1 if problems else 0
     if options.kind == "index":
         print(f"{storage.redact(options.data)}: {rebuild_index(options.data)}")
         return 0
-    print(f"{storage.redact(options.output)}: {_prepare(options)}")
+    print(printable_lines(f"{storage.redact(options.output)}: {_prepare(options)}"))
     return 0
 
 

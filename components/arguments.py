@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from urllib.parse import urlsplit
 
 from fsspec import available_protocols
 
+from app.errors import holds_credentials, printable, redact
 from components.image_registry import split_reference
 
 _NODES = re.compile(r"([0-9]+)(?::([0-9]+))?")
@@ -33,13 +33,20 @@ _SECRET_WORDS = {
     "CREDENTIAL",
     "CREDENTIALS",
     "APIKEY",
+    "ACCESSKEY",
+    "SECRETKEY",
+    "PRIVATEKEY",
 }
+_LAST_WORDS = {"PASS", "PWD", "PAT", "SAS", "SIGNATURE"}  # secrets where a name ends so
 _KEY_KINDS = {"API", "ACCESS", "PRIVATE", "SECRET", "ACCOUNT", "STORAGE", "ENCRYPTION", "SIGNING", "AUTH"}
 _PLACE_WORDS = {"FILE", "PATH", "DIR", "FOLDER", "URI", "ENDPOINT"}  # where a secret is, not what it is
 
 
 class ComponentError(ValueError):
-    """An argument of a component that does not fit; says what it takes."""
+    """An argument of a component that does not fit; says what it takes, and repeats no credential of a URL."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(redact(str(message))))
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
@@ -222,22 +229,18 @@ def _names_a_secret(name: str) -> bool:
     if not words or words[-1] in _PLACE_WORDS or name == "GOOGLE_APPLICATION_CREDENTIALS":
         return False
     keys = any(kind in _KEY_KINDS and word in ("KEY", "KEYS") for kind, word in itertools.pairwise(words))
+    keys = keys or (words[0] == "FSSPEC" and words[-1] == "KEY") or (len(words) > 1 and words[-1] in _LAST_WORDS)
     return keys or bool(_SECRET_WORDS.intersection(words)) or words[-2:] == ["CONNECTION", "STRING"]
 
 
 def check_no_password(what: str, value: str) -> None:
-    """Refuse ``scheme://user:password@host``.
+    """Refuse ``scheme://user:password@host``, ``scheme://token@host``, signed URLs, and JSON with a secret in it.
 
     Raises:
-        ComponentError: the value is such a URL; the message does not repeat it.
+        ComponentError: the value is such a one; the message does not repeat it.
     """
-    for word in re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s,;]+", value):
-        try:
-            found = urlsplit(word).password
-        except ValueError:
-            continue
-        if found:
-            raise ComponentError(
-                f"{what}: a URL with a password would stand in the job for all to read; put keys into the Secret "
-                "that --secret names"
-            )
+    if holds_credentials(value):
+        raise ComponentError(
+            f"{what}: a URL with a password, token or signature would stand in the job for all to read; put keys into "
+            "the Secret that --secret names"
+        )

@@ -15,6 +15,7 @@ from typing import Any
 from torchx.runner import get_runner
 from torchx.specs.api import parse_app_handle
 
+from app.errors import printable, redact
 from components.app_options import AppMissing, settings
 from components.arguments import ComponentError
 from components.job_reason import JobFacts, reason, replica
@@ -59,7 +60,7 @@ def describe(handle: str) -> tuple[str, str]:
         facts = ask_cluster(runner._scheduler(scheduler), namespace, name)
     state = _VOLCANO.get(facts.phase, facts.phase.upper())
     parts = [reason(facts), *run_lines(facts, failed=state == "FAILED")]
-    return state, "; ".join(filter(None, parts))
+    return state, printable(redact("; ".join(filter(None, parts))))  # of pods, events and files: anybody's words
 
 
 def ask_cluster(scheduler: Any, namespace: str, name: str) -> JobFacts:
@@ -119,6 +120,8 @@ def run_lines(facts: JobFacts, *, failed: bool) -> list[str]:
         return [f"the run's folder {url} was not looked at: {why}"]
     except StoreError as error:
         return [str(error)]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):  # figures that are none
+        return [f"{url}/events: not an event log of this program"]
 
 
 def run_folder(job: dict[str, Any]) -> str:
@@ -146,7 +149,7 @@ def read_events(url: str) -> list[dict[str, Any]]:
     for line in b"\n".join(read_ends(f"{url}/events/{names[-1]}", _WINDOW)).decode(errors="replace").splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut off by the window
         if isinstance(event, dict):
             events.append(event)

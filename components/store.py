@@ -1,7 +1,7 @@
 """The object store as this shell sees it, for questions before and after a job; never the pods' credentials.
 
 What is asked of a store, and what its refusals mean, is the business of ``app.storage`` alone, which loads no torch
-(nor does the try of a commit); this is the only module here that imports the app.
+(nor does the try of a commit); beside the words for errors this is all that is imported of the app here.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.parsing import ParseError, parse_json_object
 FORMAT = 2
 CHUNK_BYTES = 1 << 20  # each so many bytes of an object have a hash of their own
 MOST_BYTES = 256 << 20  # of a manifest: 3.5 M chunks
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # of an object; no path
 _BYTES_A_VALUE = 48  # a hash has 64 characters
 
 
@@ -82,7 +84,7 @@ class Manifest:
 
 
 def _parse_object(about: dict[str, Any]) -> StoredObject:
-    name, size = str(about["name"]), int(about["size"])
+    name, size = about["name"], int(about["size"])
     chunks = tuple(map(str, about["chunks"]))
     rows = None
     if about["rows"] is not None:
@@ -90,8 +92,8 @@ def _parse_object(about: dict[str, Any]) -> StoredObject:
         if not 0 <= first <= last:
             raise ValueError(f"rows {first} to {last}")
         rows = (first, last)
-    if "/" in name or name.startswith("."):
-        raise ValueError("an object of the manifest lies outside the checkpoint")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError("an object of the manifest lies outside the checkpoint, or has an odd name")
     if size < 0 or len(chunks) != math.ceil(size / CHUNK_BYTES):
         raise ValueError(f"{len(chunks)} hashes for {size} bytes")
     return StoredObject(name, size, chunks, rows)

@@ -39,6 +39,7 @@ def hint(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 def _likeness(name: str, known: str) -> float:
     """1 for equal, 0 for nothing in common; against the field alone where no section was typed."""
+    name = name[:64]  # comparing takes quadratic time, and a key of a file may be of any length
     against = [known] if "." in name else [known, known.rpartition(".")[2]]
     if len(name) > 2 and any(word.startswith(name) for word in against):
         return 0.9  # cut short

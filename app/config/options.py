@@ -82,6 +82,8 @@ def parse_recipe(text: str, name: str, where: str) -> Recipe:
     for section, fields in tables.items():
         if not isinstance(fields, dict):
             raise RecipeError(f"{where}: {section!r} stands outside a table{hint(section, sections())}")
+        if not fields and section not in sections():
+            raise RecipeError(f"{where}: there is no section {section!r}{hint(section, sections())}")
         for key, value in fields.items():
             recipe = override(recipe, f"{section}.{key}", value, where)
     return recipe

@@ -17,7 +17,7 @@ from app.data.prepare.photograph import ENDINGS, ending
 from app.data.prepare.tools import read_all
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
-from app.errors import AppError, run_main
+from app.errors import AppError, printable, run_main
 from app.evaluate import flops, groups, identification, ijb, quality, tinyface
 from app.evaluate.face_model import FaceModel
 from app.evaluate.metrics import check_pairs
@@ -115,7 +115,7 @@ def _embed_pictures(model: FaceModel, options: argparse.Namespace) -> None:
         else:
             found, embeddings, left_out = model.embed_folder(url, flip=options.flip, batch_size=options.batch_size)
             for name, reason in left_out:
-                print(f"left out: {name}: {reason}", file=sys.stderr)
+                print(printable(f"left out: {name}: {reason}"), file=sys.stderr)
         names += found
         rows.append(embeddings)
     buffer = io.BytesIO()

@@ -54,8 +54,13 @@ def load_metadata(url: str, name: str) -> IJBMetadata:
     points = list(_rows(storage.join(url, "meta", f"{name}_name_5pts_score.txt"), (12, 138)))
     if len(faces) != len(points):
         raise RecordError(f"{url}: {len(faces)} images in face_tid_mid, {len(points)} in name_5pts_score")
-    ids = np.array([[int(row[1]), int(row[2])] for row in faces], dtype=np.int64)
-    numbers = [np.array(row[1:], dtype=np.float64) for row in points]
+    try:
+        ids = np.array([[int(row[1]), int(row[2])] for row in faces], dtype=np.int64)
+        numbers = [np.array(row[1:], dtype=np.float64) for row in points]
+    except (ValueError, OverflowError) as error:
+        raise RecordError(f"{url}: meta/{name}_*.txt: a column is not a number ({error})") from error
+    if odd := [row[0] for row in points if row[0].startswith("/") or ".." in row[0].split("/")]:
+        raise RecordError(f"{url}: meta/{name}_name_5pts_score.txt: {odd[0]!r} lies outside loose_crop")
     pairs, issame = _read_pairs(storage.join(url, "meta", f"{name}_template_pair_label.txt"))
     if missing := np.setdiff1d(pairs, ids[:, 0])[:5].tolist():
         raise RecordError(f"{url}: pairs name templates without an image: {missing}")
@@ -74,7 +79,7 @@ def _rows(url: str, columns: tuple[int, ...]) -> Iterator[list[str]]:
     """The rows of a table whose lines have one of these numbers of columns, all lines the same."""
     width = 0
     for number, line in enumerate(storage.read_bytes(url).split(b"\n"), start=1):
-        row = line.decode().split()
+        row = line.decode(errors="replace").split()
         if not row:
             continue
         if len(row) not in columns or len(row) != (width or len(row)):
@@ -94,7 +99,7 @@ def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         block = data[start:stop]
         try:
             numbers = np.array(block.split(), dtype=np.int64)
-        except ValueError:
+        except (ValueError, OverflowError):
             numbers = np.empty(0, np.int64)
         lines = [row for row in block.split(b"\n") if row.strip()]
         if len(numbers) != 3 * len(lines) or any(len(row.split()) != 3 for row in lines):
@@ -112,7 +117,7 @@ def _tell_bad_pair(url: str, block: bytes, line: int) -> None:
         words = row.split()
         if words and len(words) != 3:
             raise RecordError(f"{url}: line {number} has {len(words)} columns, not 3")
-        if not all(word.lstrip(b"-").isdigit() for word in words):
+        if not all(word.lstrip(b"-").isdigit() and len(word) < 19 for word in words):
             raise RecordError(f"{url}: line {number} has {row[:60]!r}, not two template ids and a label")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,12 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         raise OnnxInputError(f"{url}: needs the extra [export] for onnx and onnxruntime") from error
     data = storage.read_bytes(url)
     try:
+        model = onnx.load_from_string(data)
+        _refuse_other_files(model)
         providers = onnx_providers(onnxruntime.get_available_providers())
         session = onnxruntime.InferenceSession(data, providers=providers)
-        model = onnx.load_from_string(data)
+    except OnnxInputError as error:
+        raise OnnxInputError(f"{url}: {error}") from None
     except Exception as error:  # the libraries raise many kinds, most of them their own
         words = (str(error).splitlines() or [type(error).__name__])[0]
         if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
@@ -71,8 +75,11 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
-    form = input_form(model, inputs[0].name, inputs[0].shape, url)
     name = inputs[0].name
+    try:
+        form = input_form(model, name, inputs[0].shape, url)
+    except (ValueError, TypeError, IndexError) as error:  # numbers that are none, nodes without outputs
+        raise OnnxInputError(f"{url}: its input cannot be told from the graph: {error}") from error
     # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
     number_type = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
 
@@ -83,11 +90,29 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
             part = form.prepare(images[start : start + step]).astype(number_type)
             if short := (form.batch - len(part) if form.batch else 0):
                 part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-            out = np.asarray(session.run(None, {name: part})[0], dtype=np.float32).reshape(len(part), -1)
+            try:
+                out = np.asarray(session.run(None, {name: part})[0], dtype=np.float32).reshape(len(part), -1)
+            except (Exception, MemoryError) as error:  # a graph may ask for anything when it runs
+                raise ModelError(f"{url}: fails on {len(part)} pictures: {error}") from error
             found.append(out[: len(images) - start])
         return np.concatenate(found)
 
     return embed, form
+
+
+def _refuse_other_files(model: Any) -> None:
+    """Tensors may say that they lie in another file, at any path; a model of faces is one file."""
+    waiting = [model]
+    while waiting:
+        message = waiting.pop()
+        if message.DESCRIPTOR.name == "TensorProto" and (message.external_data or message.data_location):
+            place = next((entry.value for entry in message.external_data if entry.key == "location"), "")
+            raise OnnxInputError(
+                f"a tensor lies in another file, {place!r}: save the model as one file, as onnx.save does by default"
+            )
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def input_form(model: Any, name: str, shape: list[Any], where: str) -> InputForm:
@@ -127,7 +152,8 @@ def _leading_affine(graph: Any, name: str) -> tuple[NDArray[np.float64], NDArray
     """Factor and offset, of one or three colours, of the arithmetic that a graph begins with; 1 and 0 without any."""
     from onnx import numpy_helper
 
-    constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    # Means and scales have one number or three; others are not copied.
+    constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer if math.prod(item.dims) <= 3}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)

@@ -29,7 +29,7 @@ def load_part(model: FaceModel, url: str, *, batch_size: int = 64) -> tuple[NDAr
     people = []
     for name in names:
         person = name.rsplit("/", 1)[-1].partition("_")[0]
-        if not person.isdigit():
+        if not person.isdecimal() or len(person) > 18:
             raise RecordError(f"{storage.redact(url)}/{name}: expected <person>_<number>.jpg, the person a number")
         people.append(int(person))
     return np.array(people, dtype=np.int64), embeddings

@@ -156,3 +156,19 @@ def test_a_node_that_failed_a_pod_is_named() -> None:
     }
     job = {"metadata": {"name": NAME}, "status": {"state": {"phase": "Running"}}}
     assert reason(JobFacts(job, pods=[pod])).startswith("trainer/3: UnexpectedAdmissionError")
+
+
+def test_words_of_events_and_files_reach_no_terminal_as_orders(
+    server: ApiServer, bucket_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_job(server, "Failed", output=bucket_url)
+    run = f"{bucket_url}/glint360k_r100"
+    words = b"error: http://me:hunter22@host \x1b]0;x\x07\n"
+    storage.write_bytes(f"{run}/failures/rank-\x1b[2J.txt", words)
+    events = [{"kind": "start", "step": "\x1b[2J"}, {"kind": "train", "images_per_second": "x"}]
+    for number, event in enumerate(events):
+        storage.write_bytes(f"{run}/events/{number}.jsonl", json.dumps(event).encode())
+        out = say(capsys)
+        assert "\x1b" not in out
+        assert "hunter22" not in out
+        assert ("http://***@host" in out, "not an event log of this program" in out) == (number == 0, number == 1)

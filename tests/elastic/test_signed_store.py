@@ -163,3 +163,36 @@ def test_without_a_key_only_this_machine_is_listened_to() -> None:
     addresses = [line.split()[1] for line in listening.splitlines() if at in line and line.split()[3] == "0A"]
     assert addresses == [f"0100007F:{rendezvous.port:04X}"]
     assert rendezvous.end()[0] == 65  # nobody ever came: to start it again would not help
+
+
+def test_what_is_cut_off_changed_or_of_another_key_is_no_value(server: TCPStore) -> None:
+    first = member(server)
+    first.set("a", "1")
+    sound = server.get("a").decode()
+    lies = ["", "=", sound[:-4], sound[4:], sound[:20], sound.swapcase(), sound + "AAAA", "\x1b[2J", "A" * 10**6]
+    for lie in lies:
+        server.set("a", lie)
+        assert server.get("a").decode() == lie  # the server has it
+        assert member(server).look("a") is None
+    server.set("a", sound)
+    assert server.get("a").decode() == sound
+    assert member(server).look("a") == b"1"
+
+
+def test_connections_that_say_nothing_or_nonsense_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendezvous = Rendezvous(token="secret")
+    idle = []
+    for number in range(300):
+        connection = socket.create_connection(("127.0.0.1", rendezvous.port))
+        if number % 3:  # the others never say a word
+            connection.sendall(b"\0" if number % 3 == 1 else bytes(range(256)) * 16)
+        idle.append(connection)
+    monkeypatch.setenv("ARCFACE_RDZV_TOKEN", "secret")
+    monkeypatch.setenv("ARCFACE_RDZV_ENDPOINT", f"127.0.0.1:{rendezvous.port}")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    report_done(patience=0)
+    code, text = rendezvous.end()
+    for connection in idle:
+        connection.close()
+    assert code == 0, text
+    assert "training is done" in text

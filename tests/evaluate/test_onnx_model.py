@@ -117,3 +117,46 @@ def test_providers_follow_what_is_there_and_the_chosen_device(monkeypatch: pytes
     assert onnx_providers(there[:2]) == ["CANNExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setenv("ARCFACE_DEVICE", "cpu")
     assert onnx_providers(there) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights\x1b[2J.bin"])
+def test_tensors_in_other_files_are_refused_wherever_they_stand(tmp_path: Path, location: str) -> None:
+    path = tmp_path / "model.onnx"
+    write(path, [("Sub", 127.5)])
+    for inside in (False, True):
+        model = onnx.load(str(path))
+        if inside:  # in the attribute of a node
+            model.graph.node.append(helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(WEIGHT)))
+            tensor = model.graph.node[-1].attribute[0].t
+        else:
+            tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        other = tmp_path / f"{inside}.onnx"
+        other.write_bytes(model.SerializeToString())
+        with pytest.raises(AppError, match="lies in another file") as caught:
+            open_model(str(other), detect_device())
+        assert str(caught.value).isprintable()
+
+
+def test_sizes_that_no_file_holds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write(path, [])
+    for dims in ([2**40, 2**40], [-1, 4], [2**62]):
+        model = onnx.load(str(path))
+        del model.graph.initializer[0].dims[:]
+        model.graph.initializer[0].dims.extend(dims)
+        path.with_name("other.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(AppError, match="not an ONNX model that can be run"):
+            open_model(str(path.with_name("other.onnx")), detect_device())
+
+
+def test_metadata_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    write(path, [])
+    model = onnx.load(str(path))
+    helper.set_model_props(model, {"colour_order": "RGB", "mean": "a", "scale": "1"})
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(AppError, match="cannot be told from the graph"):
+        open_model(str(path), detect_device())
