@@ -158,6 +158,7 @@ class RangeFetcher:
         answer = await filesystem._call_s3(
             "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned
         )
+        self._requests.retries += answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)  # by the driver itself
         try:
             return bytes(await answer["Body"].read())
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,6 +105,33 @@ def test_bad_records_count_over_the_whole_run(tmp_path: Path) -> None:
     loader.bad_before = 7
     flat(loader.steps(epoch, 0, [0, 1]))
     assert loader.figures()["decoded_per_thread_second"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+@pytest.mark.parametrize("step", range(6))
+def test_batches_with_bad_records_are_the_same_after_a_resume_at_any_step(tmp_path: Path, step: int) -> None:
+    write_dataset(str(tmp_path), bad={3, 5, 21, 40})
+
+    def told(steps: Iterator[list[Batch]]) -> list[tuple[list[int], list[int], int, int]]:
+        return [(b.positions.tolist(), b.labels.tolist(), int(b.images.long().sum()), b.bad) for s in steps for b in s]
+
+    whole = told(make_loader(str(tmp_path), max_bad_share=1).steps(0, 0, [0, 1]))
+    assert sum(bad for *_, bad in whole) == 4
+    assert told(make_loader(str(tmp_path), max_bad_share=1).steps(0, step, [0, 1])) == whole[2 * step :]
+    assert told(make_loader(str(tmp_path), max_bad_share=1).steps(0, step, [1])) == whole[2 * step + 1 :: 2]
+
+
+def test_a_bad_record_is_named_once_whatever_comes_again(tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), bad={5, 30})
+    loader = make_loader(str(tmp_path), max_bad_share=1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for epoch in range(3):
+            flat(loader.steps(epoch, 0, [0, 1]))
+    names = [str(warning.message) for warning in said if "skipped" in str(warning.message)]
+    assert len(names) == 2
+    assert {"key 6 " in name for name in names} == {True, False}
+    assert loader.bad_records == 6
 
 
 class CopiesStub:
