@@ -34,7 +34,8 @@ class PlainGet:
     """
 
     def __init__(self, filesystem: Any, path: str, tag: str) -> None:
-        self._filesystem, self._path, self._tag = filesystem, path, tag
+        self._filesystem, self._path = filesystem, path
+        self._tag = "" if filesystem.split_path(path)[2] else tag  # else the URL names the version
         self._idle: list[HTTPConnection] = []
         self._url, self._signed_at = "", -_USED_FOR * 2.0
         self._misses, self._rests_until = 0, 0.0

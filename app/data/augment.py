@@ -202,6 +202,11 @@ def _images(lines: Tensor) -> Tensor:
     return lines.view(count, height, width // 3, 3).permute(0, 3, 1, 2)
 
 
+def _pixels_of_one(images: Tensor) -> NDArray[np.uint8]:
+    """The only image, [H, W, 3], where it lies."""
+    return images[0].permute(1, 2, 0).numpy()
+
+
 def _through(images: Tensor, sides: list[int]) -> Tensor:
     """Each image shrunk to a side of its own and enlarged again."""
     size = images.shape[-1]
@@ -224,8 +229,9 @@ def _blur(images: Tensor, radius: int) -> Tensor:
     weights = [math.exp(-(d**2) / (2 * sigma**2)) for d in range(radius + 1)]
     total = weights[0] + 2 * sum(weights[1:])
     if _one_by_one(images):
-        pixels = images[0].permute(1, 2, 0).numpy()
-        smooth = np.rint(host_pixels.blur(pixels, [weight / total for weight in weights])).astype(np.uint8)
+        smooth = np.rint(host_pixels.blur(_pixels_of_one(images), [weight / total for weight in weights])).astype(
+            np.uint8
+        )
         return torch.from_numpy(smooth).permute(2, 0, 1)[None]
     lines = _lines(images)
     count, height, width = lines.shape
@@ -293,9 +299,9 @@ def _boxes(side: int, draws: Tensor) -> Tensor:
 
 def _crop(images: Tensor, boxes: Tensor) -> Tensor:
     if _one_by_one(images):
-        for image, (left, top, right, bottom) in zip(images, boxes.tolist(), strict=True):
-            image[:, :top] = image[:, bottom:] = 0
-            image[:, :, :left] = image[:, :, right:] = 0
+        pixels, (left, top, right, bottom) = _pixels_of_one(images), boxes[0].tolist()
+        pixels[:top] = pixels[bottom:] = 0
+        pixels[:, :left] = pixels[:, right:] = 0
         return images
     line = torch.arange(images.shape[-1])
     left, top, right, bottom = boxes.T[:, :, None]
@@ -316,13 +322,18 @@ def _low_resolution(images: Tensor, rows: Tensor) -> Tensor:
 def _resample(images: Tensor, side: int, mode: str) -> Tensor:
     """Resize to a square, without antialiasing; uint8 in and out."""
     size = images.shape[-1]
+    if mode == "nearest" and _one_by_one(images):
+        return torch.from_numpy(host_pixels.pick(_pixels_of_one(images), side)).permute(2, 0, 1)[None]
     if mode == "nearest":
         chosen = (torch.arange(side, device=images.device) * (size / side)).long()
-        if side < size:
-            return _images(_lines(images).index_select(1, chosen)).index_select(3, chosen)
-        return _images(_lines(images.index_select(3, chosen)).index_select(1, chosen))
+        return _images(_lines(images).index_select(1, chosen)).index_select(3, chosen)
     if mode == "bilinear" and _one_by_one(images):
         return functional.interpolate(images, size=(side, side), mode=mode)  # on bytes: several times as fast
+    if _one_by_one(images):
+        parts = _resampling_bands(size, side, mode)
+        halfway = host_pixels.resample(_lines(images)[0].float(), parts)
+        halfway = halfway.view(side, size, 3).transpose(0, 1).reshape(size, side * 3)
+        return _to_pixels(host_pixels.resample(halfway, parts)).view(1, side, side, 3).permute(0, 3, 2, 1)
     weights = _resampling(size, side, mode).to(images.device)
     lines = _lines(images).float()  # [n, y, x * 3]: first over y, then with x in its place
     halfway = torch.matmul(weights, lines).view(-1, side, size, 3).transpose(1, 2).reshape(-1, size, side * 3)
@@ -333,6 +344,11 @@ def _resample(images: Tensor, side: int, mode: str) -> Tensor:
 def _resampling(size: int, side: int, mode: str) -> Tensor:
     """What each of ``side`` pixels takes from each of ``size``: float [side, size]. Products beat kernels."""
     return functional.interpolate(torch.eye(size)[None, None], size=(side, size), mode=mode)[0, 0]
+
+
+@lru_cache(maxsize=512)
+def _resampling_bands(size: int, side: int, mode: str) -> host_pixels.Bands:
+    return host_pixels.bands(_resampling(size, side, mode))
 
 
 def _photometric(images: Tensor, rows: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class RangeFetcher:
         self._file: int | None = None
         self._plain: PlainGet | None = None
         if hasattr(self._filesystem, "_call_s3"):
-            self._plain = PlainGet(self._filesystem, self._path, "" if "versionId=" in self._path else info.tag)
+            self._plain = PlainGet(self._filesystem, self._path, info.tag)
         if storage.is_local(self._filesystem):
             with storage.explained(info.url, "read"):
                 self._file = os.open(self._path, os.O_RDONLY)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Bands = list[tuple[int, int, Tensor]]  # first and last line, and what each result takes of them
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -45,6 +46,34 @@ def blur(image: NDArray[np.uint8], weights: Sequence[float]) -> NDArray[np.float
     return np.lib.stride_tricks.as_strided(values, image.shape, strides, writeable=False)
 
 
+def pick(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Resize [H, H, 3] to a square, each pixel the one that it begins in."""
+    chosen, octets = _chosen(len(image), side)
+    return image.take(chosen, axis=0).reshape(side, -1).take(octets, axis=1).reshape(side, side, 3)
+
+
+@lru_cache(maxsize=512)
+def _chosen(size: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    chosen = (np.arange(side, dtype=np.float32) * np.float32(size / side)).astype(np.int64)  # as torch rounds
+    return chosen, (3 * chosen[:, None] + np.arange(3)).ravel()
+
+
+def resample(lines: Tensor, weights: Bands) -> Tensor:
+    """Weighted sums of lines, float [size, n] to [side, n]: a band of results needs only a band of lines."""
+    return torch.cat([part @ lines[first:last] for first, last, part in weights])
+
+
+def bands(weights: Tensor) -> Bands:
+    """The parts of a matrix [side, size] that are not zero, for bands of its rows; of a small one, all of it."""
+    count = 1 + min(weights.shape) // 32
+    found = []
+    for part in weights.tensor_split(count):
+        used = part.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        found.append((first, last, part[:, first:last].contiguous()))
+    return found
+
+
 def relight(image: Tensor, steps: Sequence[tuple[int, float]]) -> Tensor:
     """Brightness (0), contrast (1) and saturation (2) times a factor each, in this order; float of [H, W * 3].
 
@@ -55,7 +84,7 @@ def relight(image: Tensor, steps: Sequence[tuple[int, float]]) -> Tensor:
     values = values.view(-1, len(same))
     for kind, factor in steps:
         if kind == 2:
-            values = values @ (factor * same + (1 - factor) * grey)
+            values = values @ torch.lerp(grey, same, factor)
         elif kind == 1:
             mean = float((values.sum(0) @ grey).sum()) / values.numel()
             values = values.mul_(factor).add_((1 - factor) * mean)
