@@ -83,6 +83,12 @@ def test_a_lost_index_is_made_again_and_kept(where: str, tmp_path: Path, request
     assert storage.read_bytes(url) == text
 
 
+def test_a_scan_shows_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_faces(str(tmp_path), classes=2, per_class=2)
+    scan_records(storage.info(str(tmp_path / "train.rec")))
+    assert "reading records" in capsys.readouterr().err
+
+
 def test_scanning_follows_parts_and_chunk_borders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.data.scan._CHUNK", 64)
     magic = MAGIC.to_bytes(4, "little")
