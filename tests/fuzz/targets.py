@@ -23,6 +23,7 @@ from app.config.recipe import Recipe
 from app.data.bin_sets import dump_set, parse_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, encode_jpeg
+from app.data.prepare.folder import FaceOptions, make_face
 from app.data.reader import RecordReader
 from app.data.recordio import RecordError, class_of
 from app.device import detect_device
@@ -51,6 +52,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "idx": Target([index], lambda data: _read_dataset(folder / "i", record, data), text=True),
         "bin": Target(_sets(jpeg), _read_set),
         "image": Target(_images(), decode_image),
+        "photograph": Target(_photographs(), lambda data: make_face(data, FaceOptions(size=32), None, "x")),
         "manifest": Target(_manifests(folder), lambda data: Manifest.from_json("manifest.json", data), text=True),
         "model.json": _model_json(folder / "model"),
         "toml": Target([to_toml(Recipe()).encode()], lambda data: _read_recipe(folder, "toml", data), text=True),
@@ -127,6 +129,19 @@ def _images() -> list[bytes]:
     for form, options in formats:
         buffer = io.BytesIO()
         Image.fromarray(noise).save(buffer, form, **options)
+        found.append(buffer.getvalue())
+    return found
+
+
+def _photographs() -> list[bytes]:
+    """The same with EXIF, which says how to turn them."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a picture", 72.0
+    found = _images()
+    for form in ("JPEG", "PNG", "WEBP", "TIFF"):
+        buffer = io.BytesIO()
+        noise.save(buffer, form, exif=exif.tobytes())
         found.append(buffer.getvalue())
     return found
 
