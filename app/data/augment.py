@@ -65,7 +65,14 @@ def no_augmentation(images: Tensor, draws: Tensor) -> Tensor:  # noqa: ARG001
 
 def flip(images: Tensor, draws: Tensor) -> Tensor:
     """Horizontal flip with probability 1/2: the reference's only augmentation by default."""
-    return _apply(images, draws[:, 0] < 0.5, draws, lambda chosen, _: chosen.flip(3))
+    mirrored = draws[:, 0] < 0.5
+    if not _one_by_one(images):
+        return _apply(images, mirrored, draws, lambda chosen, _: chosen.flip(3))
+    pixels = images.permute(0, 2, 3, 1)
+    for row in mirrored.nonzero().flatten().tolist():
+        image = pixels[row]
+        image.copy_(image.flip(1))
+    return images
 
 
 def reference_augmentation(images: Tensor, draws: Tensor) -> Tensor:
@@ -314,8 +321,12 @@ def _low_resolution(images: Tensor, rows: Tensor) -> Tensor:
     results = []
     for image, row in zip(images, rows.tolist(), strict=True):
         small = max(1, int((0.2 + 0.8 * row[7]) * side))
-        shrunk = _resample(image[None], small, modes[int(4 * row[8])])
-        results.append(_resample(shrunk, side, modes[int(4 * row[9])]))
+        shrink, enlarge = modes[int(4 * row[8])], modes[int(4 * row[9])]
+        shrunk = _resample(image[None], small, shrink)
+        if {shrink, enlarge} <= {"area", "bicubic"}:  # products leave x and y in each other's place in memory
+            results.append(_resample(shrunk.transpose(2, 3), side, enlarge).transpose(2, 3))
+        else:
+            results.append(_resample(shrunk, side, enlarge))
     return torch.cat(results)
 
 

@@ -86,11 +86,13 @@ def relight(image: Tensor, steps: Sequence[tuple[int, float]]) -> Tensor:
         if kind == 2:
             values = values @ torch.lerp(grey, same, factor)
         elif kind == 1:
-            mean = float((values.sum(0) @ grey).sum()) / values.numel()
+            sums = values.new_ones(len(values)) @ values  # a product is faster than a sum over lines
+            mean = float((sums @ grey).sum()) / values.numel()
             values = values.mul_(factor).add_((1 - factor) * mean)
         else:
             values = values.mul_(factor)
-        values = values.clamp_(0, 255)
+        if factor > 1:  # else it stays between what it was, the mean or the luma, and black
+            values = values.clamp_(0, 255)
     return values.view_as(image)
 
 
