@@ -147,10 +147,11 @@ LONGEST_LINE = 20_000  # characters; names and ten numbers have a few hundred
 def read_landmarks(url: str) -> Landmarks:
     """Read a landmark file.
 
-    - ``.json``: ``{"anna/1.jpg": [[x, y], ... five points]}``; a list of such lists where a picture has several faces
+    - ``.json``: ``{"anna/1.jpg": [[x, y], ... five points]}``; a list of such lists where a picture has several faces,
+      ``[]`` or ``null`` where it has none
     - otherwise a table of 11 columns, separated by commas, semicolons, tabs or spaces: the path, then x and y of each
       point. A first line with their names may give another order; CelebA's ``list_landmarks`` is read as it is. A
-      picture with several faces has several lines.
+      picture with several faces has several lines, one without a face none or one with empty cells.
 
     Points: left eye, right eye, nose, left and right corner of the mouth; left is the viewer's; in pixels of the
     picture as a viewer shows it.
@@ -190,7 +191,7 @@ def _from_json(url: str, text: str) -> dict[str, list[Points]]:
     found: dict[str, list[Points]] = {}
     for name, value in content.items():
         try:
-            numbers = np.asarray(value, dtype=np.float64)
+            numbers = np.asarray([] if value is None else value, dtype=np.float64)
             faces = numbers.reshape(0 if numbers.size == 0 else -1, 5, 2)
         except (ValueError, TypeError, OverflowError):
             raise PrepareError(f"{storage.redact(url)}: {name[:80]!r}: expected five points [x, y]") from None
@@ -212,8 +213,12 @@ def _from_table(url: str, text: str) -> dict[str, list[Points]]:
         if not found and number <= 2 and (named := _order_of_header(row)):
             order = named
             continue
+        name = same_name(row[0].removeprefix("./"))
+        if len(row) == 11 and not any(row[1:]):  # a detector that found none
+            found.setdefault(name, [])
+            continue
         try:
-            values = [float(value) for value in row[1:]]
+            values = [float(value.replace(",", ".")) for value in row[1:]]  # some languages write 38,5
             if len(values) != 10:
                 raise ValueError
         except ValueError:
@@ -221,7 +226,7 @@ def _from_table(url: str, text: str) -> dict[str, list[Points]]:
                 f"{storage.redact(url)}: line {number}: expected a path and ten numbers, found {line[:60]!r}"
             ) from None
         points = np.array([values[column] for column in order]).reshape(5, 2)
-        found.setdefault(same_name(row[0].removeprefix("./")), []).append(_sound(url, f"line {number}", points))
+        found.setdefault(name, []).append(_sound(url, f"line {number}", points))
     return found
 
 

@@ -116,6 +116,7 @@ FILES = {
     f"rightmouth_y\nLi Wei/1.jpg {LINE.replace(',', ' ')}\n",
     "order.csv": "file,nose_x,nose_y,left_eye_x,left_eye_y,right_eye_x,right_eye_y,right_mouth_x,right_mouth_y,"
     "left_mouth_x,left_mouth_y\nLi Wei/1.jpg,50,60,30,40.5,70,41,66,81,35,80\n",
+    "decimals.csv": f"Li Wei/1.jpg;{LINE.replace(',', ';').replace('.', ',')}\n",
     "points.json": json.dumps({"Li Wei/1.jpg": PAIRED}),
     "faces.json": json.dumps({"./Li Wei/1.jpg": [PAIRED]}),
     "flat.json": json.dumps({"Li Wei/1.jpg": NUMBERS}),
@@ -131,6 +132,21 @@ def test_a_landmark_file_is_read(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", f"none.jpg{',' * 10}\na.jpg,{LINE}\n"),
+        ("a.json", json.dumps({"none.jpg": None, "a.jpg": PAIRED})),
+        ("a.json", json.dumps({"none.jpg": [], "a.jpg": PAIRED})),
+    ],
+)
+def test_a_picture_in_which_no_face_was_found_is_one_without_a_face(tmp_path: Path, name: str, text: str) -> None:
+    landmarks = read_landmarks(str(put(tmp_path / name, text.encode())))
+    assert landmarks.choose("a.jpg", scene(1), "refuse").tolist() == PAIRED
+    with pytest.raises(PhotographError, match="without a face"):
+        landmarks.choose("none.jpg", scene(1), "largest")
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", f"{HEADER}\na.jpg,1,2,3\n", "line 2: expected a path and ten numbers"),
@@ -138,6 +154,7 @@ def test_a_landmark_file_is_read(tmp_path: Path, name: str) -> None:
         ("a.csv", f"a.jpg,{LINE.replace('70.0', 'nan')}\n", "line 1: a coordinate is not a number"),
         ("a.csv", "", "no picture in it"),
         ("a.json", "[1", "not JSON"),
+        ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", "[]", "expected an object"),
         ("a.json", '{"a.jpg": [[1, 2], [3]]}', "'a.jpg': expected five points"),
         ("a.json", '{"a.jpg": [[1, 2], [3, 4]]}', "'a.jpg': expected five points"),
