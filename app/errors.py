@@ -54,6 +54,11 @@ def redact(text: str) -> str:
     for value in _known_secrets():
         if value in text:
             text = text.replace(value, _HIDDEN)
+    return redact_urls(text)
+
+
+def redact_urls(text: str) -> str:
+    """The part of ``redact`` that is the same in every environment: credentials of URLs and headers."""
     text = _USER.sub(f"{_HIDDEN}@", text)
     text = _PARAMETER.sub(rf"\1{_HIDDEN}", text)
     return _BEARER.sub(rf"\1 {_HIDDEN}", text)

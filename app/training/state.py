@@ -18,6 +18,7 @@ import torch
 
 from app.checkpoint.manifest import CheckpointError
 from app.config.recipe import Recipe, RecipeError, all_settings
+from app.errors import redact_urls
 
 # Shapes, the order of samples and the formula that is trained.
 FIXED = frozenset(
@@ -109,12 +110,13 @@ class RunState:
 
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    """All fields of a recipe as ``section.field``, as JSON would give them back."""
+    """All fields of a recipe as ``section.field``, as JSON would give them back, without the credentials of URLs."""
     found = {}
     for path, _ in all_settings():
         section, name = path.split(".")
         value = getattr(getattr(recipe, section), name)
-        found[path] = list(value) if isinstance(value, tuple) else value
+        value = redact_urls(value) if isinstance(value, str) else value
+        found[path] = [redact_urls(str(part)) for part in value] if isinstance(value, tuple) else value
     return found
 
 

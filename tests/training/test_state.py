@@ -11,6 +11,7 @@ import pytest
 
 from app import storage
 from app.checkpoint.manifest import CheckpointError
+from app.config.options import parse_arguments
 from app.config.recipe import Recipe, RecipeError, all_settings
 from app.data.dataset import open_dataset
 from app.observe.events import read_events
@@ -148,3 +149,13 @@ def test_bad_records_are_counted_once_over_two_starts_of_two_processes(tmp_path:
     counts = [event["bad_records"] for event in read_events(f"{runs}/orl") if event["kind"] == "train"]
     assert counts == sorted(counts)
     assert counts[-1] == json.loads(storage.read_bytes(f"{runs}/orl/summary.json"))["bad_records"] == 6
+
+
+def test_what_checkpoints_and_trackers_keep_holds_no_credentials() -> None:
+    arguments = ["--data.url", "http://user:hunter22@host/faces,s3://k:hunter22@b/x", "--output.url", "s3://t@b/r"]
+    recipe = parse_arguments([*arguments, "--verify.sets", "https://h/a?X-Amz-Signature=hunter22"])
+    fields = recipe_fields(recipe)
+    assert "hunter22" not in json.dumps(fields)
+    assert fields["data.url"] == "http://***@host/faces,s3://***@b/x"
+    other = parse_arguments([word.replace("hunter22", "anew") for word in arguments])
+    assert recipe_fields(other)["data.url"] == fields["data.url"]  # another password is no other run
