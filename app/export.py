@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
                 normalise=options.normalise,
                 colours=options.colours,
                 half=options.fp16,
+                simplified=options.simplified,
                 about=about,
             )
             difference = export_onnx(url, model, int(about["image_size"]), form)
@@ -112,7 +113,7 @@ def write_state_dict(url: str, model: nn.Module, about: dict[str, Any]) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine("app.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = CommandLine("python -m app.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt or .pth")
     parser.add_argument("--output", required=True, help="URL ending with .onnx, .pt2 or .pt")
     parser.add_argument("--step", type=int, default=-1, help="of a checkpoint; default: the final or newest weights")
@@ -127,6 +128,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     onnx.add_argument("--normalise", choices=("outside", "inside"), default="outside", help="inside: takes 0..255")
     onnx.add_argument("--colours", choices=("RGB", "BGR"), default="RGB", help="order in which the input has them")
     onnx.add_argument("--fp16", action="store_true", help="half-precision weights and input")
+    onnx.add_argument("--simplified", action="store_true", help="constants folded, unused nodes left out")
     return parser.parse_args(arguments)
 
 

@@ -10,24 +10,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import tomllib
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from app import storage
 from app.backbones.config import ModelConfig
 from app.command_line import CommandLine
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
 from app.errors import AppError, run_main
+from app.evaluate.model_source import describe_backbone
 from app.head.class_shards import class_range
-from app.run_folder import build_model
+from app.model_memory import bytes_of_embedding, bytes_of_training, parameter_count
 
 _PROFILES = Path(__file__).resolve().parent.parent / "components" / "hardware_profiles"
 _MIB = 1 << 20
@@ -92,6 +88,9 @@ def predict(recipe: Recipe, processes: int, most: int = 0, *, on_device: bool = 
         "centres": rows * width * head.sub_centres * _bytes_of(head.centre_dtype),
         "momentum": rows * width * head.sub_centres * _state_bytes(recipe),
     }
+    teacher, watching = teacher_bytes(recipe)
+    if teacher:
+        kept["teacher"] = teacher
     # Indices of the classes that a step samples, and their centres' lengths.
     chosen = sampled * (4 + (8 if sampled < rows else 0))
     # Embeddings of all processes: as they are, of length 1, their gradients twice; float32.
@@ -99,9 +98,9 @@ def predict(recipe: Recipe, processes: int, most: int = 0, *, on_device: bool = 
     backward = {"block of logits": 2 * block, "embeddings": samples + chosen}
     if processes > 1 or rounds > 1:
         kept["gradients"] = model  # they wait for the others, or for the next micro-batch
-        backward["activations"] = max(forward, both - model)
+        backward["activations"] = max(forward + watching, both - model)
     else:
-        backward["activations and gradients"] = both
+        backward["activations and gradients"] = max(forward + watching, both)
     update = {"block of centres": 2 * block, "embeddings": 4 * gathered * width * rounds * 2 + chosen}
     if "gradients" not in kept:
         update["gradients"] = model
@@ -136,13 +135,7 @@ def _state_bytes(recipe: Recipe) -> int:
 
 def count_parameters(recipe: Recipe) -> int:
     """Of the backbone."""
-    return _count_parameters(recipe.model, recipe.data.image_size)
-
-
-@functools.lru_cache(maxsize=8)
-def _count_parameters(model: ModelConfig, size: int) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(model, size).parameters())
+    return parameter_count(recipe.model, recipe.data.image_size)
 
 
 def pass_bytes(recipe: Recipe) -> tuple[int, int]:
@@ -151,55 +144,28 @@ def pass_bytes(recipe: Recipe) -> tuple[int, int]:
     Without the parameters, with the images as float32 and, in the second number, the gradients that are there by then.
     Under 16-bit precision activations have half the bytes, and the weights are there in it too.
     """
-    forward, both = _pass_bytes(recipe.model, recipe.data.image_size, recipe.train.batch_size)
+    forward, both = bytes_of_training(recipe.model, recipe.data.image_size, recipe.train.batch_size)
     if recipe.train.precision == "fp32":
         return forward, both
     halves = 2 * count_parameters(recipe)
     return forward // 2 + halves, both // 2 + halves
 
 
-@functools.lru_cache(maxsize=64)
-def _pass_bytes(model: ModelConfig, size: int, batch: int) -> tuple[int, int]:
-    with torch.device("meta"):
-        backbone = build_model(dataclasses.replace(model, compile=False), size).train()
-        images = torch.zeros(batch, 3, size, size)
-        with _LiveBytes() as live:
-            live.note(images)
-            embeddings = backbone(images)
-            forward = live.now
-            embeddings.float().sum().backward()
-    return forward, live.peak
+def teacher_bytes(recipe: Recipe) -> tuple[int, int]:
+    """Of a distillation's teacher: its weights, and what is alive in its pass while the student's activations wait.
 
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make and that are not yet freed."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def note(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage until it is freed."""
-        storage = tensor.untyped_storage()
-        if (key := storage._cdata) in self._known:
-            return
-        self._known[key] = storage.nbytes()
-        self.now += self._known[key]
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key)
-
-    def _free(self, key: int) -> None:
-        self.now -= self._known.pop(key)
-
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.note(value)
-        return result
+    Of a teacher in ONNX the weights alone are known: what a runtime takes for a pass depends on the runtime.
+    """
+    url = recipe.distill.teacher.rstrip("/")
+    if not url:
+        return 0, 0
+    if url.endswith(".onnx"):
+        return storage.info(url).size, 0
+    name, width = describe_backbone(url, recipe.distill.teacher_backbone, recipe.distill.teacher_embedding_size)
+    model = ModelConfig(backbone=name, embedding_size=width)
+    size = recipe.data.image_size
+    weights, watching = 4 * parameter_count(model, size), bytes_of_embedding(model, size, recipe.train.batch_size)
+    return weights, watching if recipe.train.precision == "fp32" else (watching + weights) // 2
 
 
 def host_bytes(recipe: Recipe, processes: int, rounds: int) -> dict[str, int]:
@@ -323,14 +289,18 @@ def _smaller(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
 def main(arguments: list[str]) -> int:
     """Print the parts; refuse what cannot fit."""
     parser = CommandLine(
-        "app.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        "python -m app.plan",
+        usage="%(prog)s --recipe NAME [--nnodes N] [--hardware NAME] [--rate R] [--section.field VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--nnodes", default="1", help="N or MIN:MAX; the least number is the hardest")
-    parser.add_argument("--nproc-per-node", type=int, default=0, help="0: as many as the profile has devices")
-    parser.add_argument("--hardware", default="ascend-910b")
-    parser.add_argument("--device-mb", type=int, help="memory of a device in MiB; default: the profile's")
-    parser.add_argument("--host-mb", type=int, help="memory of a host in MiB; default: the profile's share")
-    parser.add_argument("--rate", type=float, default=0.0, help="img/s of the whole job, where it is known")
+    parser.add_argument("--nnodes", default="1", metavar="N", help="N or MIN:MAX; the least number is the hardest")
+    parser.add_argument("--nproc-per-node", type=int, default=0, metavar="N", help="0: one a device of the profile")
+    parser.add_argument("--hardware", default="ascend-910b", metavar="NAME", help="a node; default: %(default)s")
+    parser.add_argument("--device-mb", type=int, metavar="MIB", help="memory of a device; default: the profile's")
+    parser.add_argument("--host-mb", type=int, metavar="MIB", help="memory of a host; default: the profile's share")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="img/s of the whole job, if known")
     options, rest = parser.parse_known_args(arguments)
     recipe = parse_arguments(rest)
     least, most = parse_nodes(options.nnodes)

@@ -144,7 +144,7 @@ def _prepare_pairs(options: argparse.Namespace) -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine("app.prepare", description=__doc__)
+    parser = CommandLine("python -m app.prepare", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
 
     def kind(name: str, text: str, *places: tuple[str, str]) -> argparse.ArgumentParser:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app.plain_pickle import PLAIN_NAMES, Name, PickleError, load_plain, name_of
+from app.plain_values import Array
 
 _MAX_ENTRIES = 100_000  # of a zip archive: one a tensor
 _MAX_DIMENSIONS = 16
@@ -187,6 +189,17 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
     return elements.as_strided(tuple(size), tuple(stride), offset if count else 0)
 
 
+def _from_numpy(array: Any, kind: Any, *_: Any) -> Tensor:
+    """A tensor of a device, as the array it was copied to: torch writes bfloat16 so as float32, and names the type."""
+    types = {str(known): known for known in _TYPES.values()}
+    values = array.values if isinstance(array, Array) else None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        raise PickleError("a tensor without an array of numbers")
+    if not isinstance(kind, Name) or kind.text not in types:
+        raise PickleError("a tensor without a type of weights")
+    return torch.from_numpy(np.array(values, order="C")).to(types[kind.text])
+
+
 def _are_counts(values: Any) -> bool:
     return isinstance(values, Sequence) and all(
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48 for value in values
@@ -216,6 +229,10 @@ def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., A
         ("torch._utils", "_rebuild_tensor"): rebuild,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild,
         ("torch_npu.utils.storage", "_rebuild_npu_tensor"): rebuild,
+        ("torch._utils", "_rebuild_npu_tensor"): rebuild,  # Ascend's own builds of torch, before torch_npu
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"): _from_numpy,  # devices whose storages torch cannot see
+        ("torch._utils", "_rebuild_xla_tensor"): _from_numpy,
+        **{("torch", str(kind).removeprefix("torch.")): _only_named for kind in _TYPES.values()},
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     }

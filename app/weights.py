@@ -19,7 +19,17 @@ from app.torch_file import load_torch
 
 # Where trainers keep the backbone's state dict within their checkpoints: insightface and the Ascend port, Lightning
 # (AdaFace), MagFace and others.
-_CONTAINERS = ("state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net")
+_CONTAINERS = (
+    "state_dict_backbone",
+    "state_dict",
+    "model_state_dict",
+    "backbone_state_dict",
+    "backbone",
+    "model",
+    "net",
+    "weights",
+    "params",
+)
 
 
 class ModelError(AppError):

@@ -49,6 +49,8 @@ def test_help_is_printed_anywhere_and_nothing_is_started(
     assert python_m(module, option, monkeypatch) == 0
     said = capsys.readouterr().out
     assert "usage:" in said
+    if module.startswith("app."):
+        assert said.startswith(f"usage: python -m {module} ")
     assert len(said.splitlines()) > 3
     assert list(tmp_path.iterdir()) == []
 

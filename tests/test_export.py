@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -45,6 +46,9 @@ def units(values: np.ndarray) -> np.ndarray:
         ("--normalise", "inside"),
         ("--colours", "BGR", "--normalise", "inside"),
         ("--fp16",),
+        ("--simplified",),
+        ("--simplified", "--opset", "11", "--batch", "2", "--normalise", "inside", "--colours", "BGR"),
+        ("--simplified", "--fp16", "--opset", "20"),
     ],
     ids=" ".join,
 )
@@ -64,11 +68,26 @@ def test_every_form_embeds_as_the_run_does(run: Path, tmp_path: Path, options: t
     assert said["colour_order"] == ("BGR" if "BGR" in options else "RGB")
     assert len(said["weights_sha256"]) == 64
     if "--opset" in options:
-        assert model.opset_import[0].version == int(options[1])
+        assert model.opset_import[0].version == int(options[options.index("--opset") + 1])
     if "data" in options:
         assert (model.graph.input[0].name, model.graph.output[0].name) == ("data", "fc1")
     sizes = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     assert sizes[0] == (2 if "--batch" in options else 0)
+
+
+@pytest.mark.parametrize("backbone", ["r10_small", "mbf", "vit_t", "edgeface_xxs"])
+def test_simplified_graphs_have_fewer_nodes_and_the_same_embeddings(tmp_path: Path, backbone: str) -> None:
+    torch.save(build_backbone(backbone, embedding_size=16, image_size=36).state_dict(), tmp_path / "w.pth")
+    given = ["--model", str(tmp_path / "w.pth"), "--backbone", backbone, "--embedding-size", "16", "--image-size", "36"]
+    nodes, found = [], []
+    for name, options in (("plain.onnx", ()), ("less.onnx", ("--simplified",))):
+        assert main([*given, "--output", str(tmp_path / name), *options]) == 0
+        nodes.append(len(onnx.load(tmp_path / name).graph.node))
+        session = onnxruntime.InferenceSession(tmp_path / name)
+        images = np.random.default_rng(1).normal(size=(5, 3, 36, 36)).astype(np.float32)
+        found.append(np.asarray(session.run(["embedding"], {"input": images})[0]))
+    assert nodes[1] < 0.8 * nodes[0]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_several_batches_are_a_file_each(run: Path, tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from app.backbones.registry import build_backbone
 from app.config.options import parse_arguments
+from app.errors import AppError
+from app.evaluate.model_source import describe_backbone
 from app.plan import Layout, Node, ResourceError, compare, main, parse_nodes, pass_bytes, predict
 from app.run_folder import build_model
 
@@ -44,6 +49,36 @@ def test_the_pass_holds_what_autograd_really_saves() -> None:
     forward, both = pass_bytes(recipe)
     assert forward == pytest.approx(really, rel=0.15)
     assert forward <= both < 2 * forward
+
+
+def test_a_teacher_keeps_its_weights_and_needs_room_for_its_pass(tmp_path: Path) -> None:
+    """A large teacher of a small student: its weights stay, and its pass outgrows the student's backward pass."""
+    options = [*SMALL, "--distill.teacher", f"{tmp_path}/t.pth", "--distill.teacher-backbone", "r18"]
+    alone, taught = (predict(parse_arguments(given), 2) for given in (SMALL, options))
+    weights = 4 * sum(p.numel() for p in build_backbone("r18", embedding_size=512, image_size=112).parameters())
+    size = parse_arguments(SMALL).data.image_size
+    assert taught.kept["teacher"] == weights
+    assert "teacher" not in alone.kept
+    # The widest moment of r18's pass in eval mode is in its first block: three maps of 64 channels at full size.
+    batch = parse_arguments(SMALL).train.batch_size
+    more = taught.backward["activations"] - pass_bytes(parse_arguments(SMALL))[0]
+    assert more >= 3 * 4 * batch * 64 * size * size
+    assert taught.peak >= alone.peak + weights
+
+
+def test_a_teachers_description_is_read_where_it_lies(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(AppError, match="not finished"):
+        describe_backbone(str(run))
+    (run / "recipe.toml").write_text('[model]\nbackbone = "mbf"\nembedding_size = 128\n')
+    assert describe_backbone(f"{run}/checkpoints/") == ("mbf", 128)
+    (run / "model.json").write_text('{"backbone": "r50", "embedding_size": 256}')
+    assert describe_backbone(str(run)) == describe_backbone(f"{run}/model.pt") == ("r50", 256)
+    assert describe_backbone(f"{run}/model.pt", "r34", 64) == ("r34", 64)
+    (run / "model.json").write_text("{}")
+    with pytest.raises(AppError, match="does not say backbone"):
+        describe_backbone(str(run))
 
 
 def test_activations_grow_with_the_batch_halve_with_the_precision_and_shrink_when_recomputed() -> None:

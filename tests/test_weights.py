@@ -89,6 +89,32 @@ def test_state_dicts_of_backbones_come_back(wrapped: bool) -> None:
     load_weights(build_backbone("r10_small", embedding_size=32, image_size=32), read, "x.pt")
 
 
+def test_tensors_that_torch_could_only_copy_to_arrays_are_read() -> None:
+    """``_rebuild_device_tensor_from_numpy``: what torch writes for a device whose storages it does not know."""
+    state = build_backbone("r10_small", embedding_size=8, image_size=32).state_dict()
+
+    class OfDevice:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            array = self.tensor.float().numpy() if self.tensor.dtype is torch.bfloat16 else self.tensor.numpy()
+            return torch._utils._rebuild_device_tensor_from_numpy, (array, self.tensor.dtype, "npu:0", False)
+
+    state = {**state, "conv1.weight": state["conv1.weight"].bfloat16()}
+    read = parse_weights("x.pt", saved({name: OfDevice(value) for name, value in state.items()}))
+    assert equal(read, state)
+    assert read["conv1.weight"].dtype is torch.bfloat16
+    for arguments in (("text", torch.float32, "npu:0", False), (np.array(["a"]), torch.float32, "npu:0", False)):
+
+        class Bad:
+            def __reduce_ex__(self, protocol: Any, arguments: Any = arguments) -> Any:
+                return torch._utils._rebuild_device_tensor_from_numpy, arguments
+
+        with pytest.raises(ModelError, match=r"x\.pt"):
+            parse_weights("x.pt", saved({"conv1.weight": Bad()}))
+
+
 def test_tensors_of_an_npu_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def rebuild(*_: Any) -> None:
         raise AssertionError("only a name in the file")

@@ -14,6 +14,7 @@ from app.backbones.edgeface import EdgeFace
 from app.backbones.ghostfacenet import GhostFaceNet
 from app.backbones.ir import IR
 from app.backbones.iresnet import IResNet
+from app.backbones.kprpe import KeyPointViT
 from app.backbones.mobilefacenet import MobileFaceNet
 from app.backbones.vit import VisionTransformer
 from app.errors import AppError
@@ -66,6 +67,10 @@ def _register_all() -> None:
     for name, (dim, depth, drop_path, mask_ratio, recompute) in _VITS.items():
         defaults = {"dim": dim, "drop_path": drop_path, "mask_ratio": mask_ratio, "gradient_checkpointing": recompute}
         register(name, partial(VisionTransformer, depth=depth, **defaults))  # type: ignore[arg-type]
+    for name in ("vit_t", "vit_s", "vit_b"):
+        dim, depth, drop_path, _, recompute = _VITS[name]
+        own = {"dim": dim, "drop_path": drop_path, "gradient_checkpointing": recompute}
+        register(f"{name}_kprpe", partial(KeyPointViT, depth=depth, **own))  # type: ignore[arg-type]
     register("mbf", partial(MobileFaceNet, (1, 4, 6, 2), scale=2))
     register("mbf_large", partial(MobileFaceNet, (2, 8, 12, 4), scale=4))
     for name, (blocks, dims, heads, gamma) in _EDGEFACES.items():

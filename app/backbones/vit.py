@@ -36,12 +36,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Tokens ``[B, T, D]``; ``bias`` ``[B, heads, T, T]`` is added to the scaled products before their softmax."""
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         queries, keys, values = qkv.unbind(0)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
         return F.dropout(projected, self.dropout, self.training)
 
@@ -71,8 +72,8 @@ class Block(nn.Module):
         self.attn = Attention(dim, heads, dropout)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._some(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self._some(self.attn(self.norm1(x), bias))
         return x + self._some(self.mlp(self.norm2(x)))
 
     def _some(self, x: Tensor) -> Tensor:
@@ -146,13 +147,20 @@ class VisionTransformer(nn.Module):
         if self.training and self.mask_ratio > 0:
             x, restore = self._leave_out(x)
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self._run(block, x)
         x = self.norm(x.to(self.norm.weight.dtype))
         if restore is not None:
             x = self._put_back(x, restore)
+        return self._embed(x)
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+            return recomputed
+        out: Tensor = block(*inputs)
+        return out
+
+    def _embed(self, x: Tensor) -> Tensor:
         with parameter_precision(x):
             embeddings: Tensor = self.feature(x.to(self.norm.weight.dtype).flatten(1))
         return embeddings

@@ -136,6 +136,11 @@ def _pairs(arguments: Sequence[str]) -> typing.Iterator[tuple[str, str | None]]:
     position = 0
     while position < len(arguments):
         word = arguments[position]
+        if word.endswith((".py", ".toml")) and not word.startswith("--"):
+            # The reference's trainers take their configuration so: train.py configs/ms1mv3_r50.py
+            yield "recipe", word
+            position += 1
+            continue
         if not word.startswith("--"):
             raise RecipeError(f"unexpected argument {word!r}: options are --section.field VALUE; --help lists them")
         key, equals, text = word[2:].partition("=")

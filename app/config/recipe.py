@@ -186,6 +186,15 @@ def validate(recipe: Recipe) -> Recipe:
             "train.reproducible sums in the order of logical workers, which train.sync_bn and "
             "train.gradient_compression do not: leave them off"
         )
+    if train.profiling and train.profile_start >= train.profile_stop:
+        raise RecipeError(
+            f"train.profile_stop must be above train.profile_start; got {train.profile_start} to {train.profile_stop}"
+        )
+    head = recipe.head
+    if head.margin == "magface" and head.magface_lower >= head.magface_upper:
+        raise RecipeError(
+            f"head.magface_upper must be above head.magface_lower; got {head.magface_lower:g} to {head.magface_upper:g}"
+        )
     parts = recipe.name.split("/")
     if not recipe.name.isprintable() or any(part.strip() != part or part in ("", ".", "..") for part in parts):
         raise RecipeError(f"a run cannot be called {recipe.name!r}: --name is a folder below output.url")

@@ -19,19 +19,15 @@ from app.config.recipe import RecipeError
 _FIELDS = {
     "embedding_size": "model.embedding_size",
     "sample_rate": "head.sample_rate",
-    "interclass_filtering_threshold": "head.interclass_filtering",
     "batch_size": "train.batch_size",
     "seed": "train.seed",
-    "optimizer": "optim.name",
     "lr": "optim.lr",
     "momentum": "optim.momentum",
     "weight_decay": "optim.weight_decay",
     "verbose": "train.verify_every",
     "frequent": "train.log_every",
     "num_classes": "data.num_classes",
-    "num_image": "data.num_images",
     "num_epoch": "train.epochs",
-    "val_targets": "verify.sets",
     "rec": "data.url",
     "using_wandb": "output.wandb",
 }
@@ -61,6 +57,10 @@ _TURNED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "network": lambda value: {"model.backbone": re.sub(r"^iresnet(?=\d)", "r", value)},
     "margin_list": lambda value: {f"head.m{number}": float(m) for number, m in enumerate(value, start=1)},
     "loss": lambda value: _LOSSES[value],
+    "optimizer": lambda value: {"optim.name": value.lower()},
+    "num_image": lambda value: {"data.num_images": 0 if value == "forget" else value},  # of synthetic data, in 2021
+    "val_targets": lambda value: {"verify.sets": [] if value is None else value},
+    "interclass_filtering_threshold": lambda value: {"head.interclass_filtering": value or 0.0},
     "fp16": lambda value: {"train.precision": "fp16" if value else "fp32"},
     "warmup_epoch": lambda value: {"optim.warmup_epochs": float(max(value, 0))},
     "decay_epoch": _steps,
@@ -118,5 +118,5 @@ def _fields(name: str, value: Any, where: str) -> dict[str, Any]:
         raise RecipeError(f"{where}: unknown setting config.{name}{hint}")
     try:
         return _TURNED[name](value)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RecipeError(f"{where}: config.{name} cannot be {value!r}") from error

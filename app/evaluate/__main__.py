@@ -144,7 +144,7 @@ def _embed_dataset(model: OpenedModel, options: argparse.Namespace) -> None:
 
 
 def run_tinyface(model: OpenedModel, options: argparse.Namespace) -> None:
-    """Print rank 1, 5 and 10; write them on demand."""
+    """Print rank 1 to 50 and mAP; write them on demand."""
     result = tinyface.identify_tinyface(FaceModel(model), options.data, batch_size=options.batch_size)
     print("  ".join(f"{name}: {value:.4g}" for name, value in result.items()))
     if options.output:
@@ -192,7 +192,7 @@ def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = CommandLine("app.evaluate", description=__doc__)
+    parser = CommandLine("python -m app.evaluate", description=__doc__)
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     tools.add_parser("flops", help="multiply-adds and parameters of every backbone")
     for name, text in (

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# Where eyes, nose and mouth corners of an aligned face lie, in a picture of 112 x 112 pixels (x, y).
-ARCFACE_POINTS = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
+from app.face_points import TEMPLATE
 
 
 def five_points(points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -23,8 +20,8 @@ def five_points(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def align(image: NDArray[np.uint8], points: NDArray[np.float64], size: int = 112) -> NDArray[np.uint8]:
-    """Turn, scale and shift a face so that its points come nearest to ``ARCFACE_POINTS``; RGB ``uint8 [S, S, 3]``."""
-    return warp_affine(image, similarity(five_points(points), ARCFACE_POINTS * (size / 112)), size)
+    """Turn, scale and shift a face so that its points come nearest to ``TEMPLATE``; RGB ``uint8 [S, S, 3]``."""
+    return warp_affine(image, similarity(five_points(points), TEMPLATE * (size / 112)), size)
 
 
 def warp_affine(image: NDArray[np.uint8], transform: NDArray[np.float64], size: int) -> NDArray[np.uint8]:

@@ -29,6 +29,7 @@ class OnnxOptions:
 
     ``batch``: pictures at a time, 0 for any number. ``normalise``: ``inside`` takes pixels 0..255, ``outside`` takes
     of app.data.pixels. ``colours``: their order in the input. ``half``: weights, input and output in float16.
+    ``simplified``: what does not depend on the input is computed, and what nobody uses left out, by onnxscript.
     ``about``: said in the file's metadata, beside colour_order, mean, scale, size and normalisation.
     """
 
@@ -39,6 +40,7 @@ class OnnxOptions:
     normalise: str = "outside"
     colours: str = "RGB"
     half: bool = False
+    simplified: bool = False
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -112,7 +114,16 @@ def _to_onnx(backbone: nn.Module, image_size: int, options: OnnxOptions) -> byte
     except torch.onnx.errors.UnsupportedOperatorError as error:
         text = str(error).splitlines()[0]
         raise ExportError(f"opset {options.opset} cannot say what this backbone does: {text}; take a newer") from error
-    return buffer.getvalue()
+    return _simplify(buffer.getvalue()) if options.simplified else buffer.getvalue()
+
+
+def _simplify(data: bytes) -> bytes:
+    """The same graph with fewer nodes; its names of input and output, its opset and its free sizes stay."""
+    import onnx
+    from onnxscript import optimizer
+
+    simplified: bytes = optimizer.optimize(onnx.load_from_string(data)).SerializeToString()
+    return simplified
 
 
 def _describe(data: bytes, image_size: int, options: OnnxOptions) -> bytes:

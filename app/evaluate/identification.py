@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,16 +80,21 @@ def identify(
     probe_people: NDArray[np.int64],
     gallery: NDArray[np.float64],
     gallery_people: NDArray[np.int64],
+    *,
+    ranks: Sequence[int] = RANKS,
+    precision: bool = False,
 ) -> dict[str, float]:
-    """``rank-1``, ``rank-5``, ``rank-10``, and ``FNIR@FPIR=...`` where there are probes without a mate.
+    """``rank-1`` and so on, and ``FNIR@FPIR=...`` where there are probes without a mate.
 
     Args:
         probes: units, float [P, D]; ``gallery``: units, float [G, D]. A person may be in the gallery several times.
+        precision: ``mAP`` too, the mean over the mated probes of the mean, over their mates, of the share of mates
+            among the entries up to that one.
     """
     mated = np.isin(probe_people, gallery_people)
     place = np.empty(len(probes), dtype=np.int64)  # of the best entry of the right person, from 0
     best = np.empty(len(probes))
-    own = np.empty(len(probes))
+    own, average = np.empty(len(probes)), np.zeros(len(probes))
     for start in range(0, len(probes), _BLOCK):
         part = slice(start, start + _BLOCK)
         scores = probes[part] @ gallery.T
@@ -97,7 +103,11 @@ def identify(
         # An impostor with the same score counts as before: a constant embedding finds nobody.
         place[part] = ((scores >= own[part, None]) & ~right).sum(1)
         best[part] = scores.max(1)
-    result = {f"rank-{rank}": float((place[mated] < rank).mean()) if mated.any() else 0.0 for rank in RANKS}
+        if precision:
+            average[part] = [_average_precision(*row) for row in zip(scores, right, strict=True)]
+    result = {f"rank-{rank}": float((place[mated] < rank).mean()) if mated.any() else 0.0 for rank in ranks}
+    if precision:
+        result["mAP"] = float(average[mated].mean()) if mated.any() else 0.0
     strangers = np.sort(best[~mated])[::-1]
     for level in FPIRS if len(strangers) and mated.any() else ():
         allowed = int(level * len(strangers) + 1e-9)
@@ -105,3 +115,12 @@ def identify(
         missed = (own[mated] <= threshold) | (place[mated] > 0)
         result[f"FNIR@FPIR={level}"] = float(missed.mean())
     return result
+
+
+def _average_precision(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
+    """Of one probe: the k-th best mate is at place k + the number of others that score as much or more."""
+    mates = np.sort(scores[right])[::-1]
+    others = np.sort(scores[~right])
+    before = len(others) - np.searchsorted(others, mates, side="left")
+    order = np.arange(1, len(mates) + 1)
+    return float((order / (order + before)).mean()) if len(mates) else 0.0

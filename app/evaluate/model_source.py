@@ -18,7 +18,7 @@ from app.errors import AppError
 from app.evaluate.onnx_model import open_onnx
 from app.evaluate.verification import Embed, embed_with
 from app.file_kinds import describe_kind
-from app.parsing import parse_text
+from app.parsing import parse_json_object, parse_text
 from app.run_folder import build_model, load_model
 from app.weights import load_weights, parse_weights
 from app.world import World
@@ -108,6 +108,28 @@ def open_backbone(
 def without_query(url: str) -> str:
     """``https://host/model.onnx?signature=...`` without what follows its path; other URLs as they are."""
     return url.partition("?")[0] if url.startswith(("http://", "https://")) else url
+
+
+def describe_backbone(url: str, backbone: str = "", embedding_size: int = 512) -> tuple[str, int]:
+    """Name and embedding size of the backbone that ``open_backbone`` would open; its weights stay where they are.
+
+    Raises:
+        ModelSourceError, StorageError, ParseError: nothing there says it.
+    """
+    url = url.rstrip("/")
+    if backbone and url.endswith((".pt", ".pth")):
+        return backbone, embedding_size
+    folder = url.rsplit("/", 1)[0] if url.endswith(("checkpoints", "/model.pt")) else url
+    about = storage.join(folder, "model.json")
+    if not url.endswith("checkpoints") and storage.exists(about):
+        said = parse_json_object(storage.read_bytes(about), about)
+        if isinstance(said.get("backbone"), str) and isinstance(said.get("embedding_size"), int):
+            return said["backbone"], said["embedding_size"]
+        raise ModelSourceError(f"{about}: does not say backbone and embedding_size")
+    if not url.endswith("checkpoints"):
+        raise ModelSourceError(explain_missing_model(url))
+    recipe = parse_recipe(parse_text(storage.read_bytes(storage.join(folder, "recipe.toml")), folder), "run", folder)
+    return recipe.model.backbone, recipe.model.embedding_size
 
 
 def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Module, dict[str, Any]]:

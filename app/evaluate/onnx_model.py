@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,18 @@ from app import storage
 from app.data.pixels import HALF_RANGE
 from app.device import onnx_providers
 from app.errors import AppError
+from app.evaluate.onnx_arithmetic import leading_affine
 from app.file_kinds import describe_kind
 from app.weights import ModelError
+
+_NUMBER_TYPES: dict[str, type] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
 
 
 class OnnxInputError(AppError):
@@ -76,22 +85,25 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
     name = inputs[0].name
+    number_type = _NUMBER_TYPES.get(inputs[0].type)
+    if number_type is None:
+        raise OnnxInputError(f"{url}: takes {inputs[0].type}, not pixels as numbers")
     try:
-        form = input_form(model, name, inputs[0].shape, url)
+        form = input_form(model, name, inputs[0].shape, url, whole=np.issubdtype(number_type, np.integer))
     except (ValueError, TypeError, IndexError) as error:  # numbers that are none, nodes without outputs
         raise OnnxInputError(f"{url}: its input cannot be told from the graph: {error}") from error
-    # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
-    number_type = np.float16 if inputs[0].type == "tensor(float16)" else np.float32
+    output = _embedding_output(session, name, form, number_type, url)
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         step = form.batch or len(images)
         found = []
         for start in range(0, len(images), step):
-            part = form.prepare(images[start : start + step]).astype(number_type)
+            # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
+            part: NDArray[Any] = form.prepare(images[start : start + step]).astype(number_type)
             if short := (form.batch - len(part) if form.batch else 0):
                 part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
             try:
-                out = np.asarray(session.run(None, {name: part})[0], dtype=np.float32).reshape(len(part), -1)
+                out = np.asarray(session.run([output], {name: part})[0], dtype=np.float32).reshape(len(part), -1)
             except (Exception, MemoryError) as error:  # a graph may ask for anything when it runs
                 raise ModelError(f"{url}: fails on {len(part)} pictures: {error}") from error
             found.append(out[: len(images) - start])
@@ -115,23 +127,52 @@ def _refuse_other_files(model: Any) -> None:
                 waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 
-def input_form(model: Any, name: str, shape: list[Any], where: str) -> InputForm:
+def _run(session: Any, inputs: dict[str, Any], where: str) -> list[Any]:
+    try:
+        found: list[Any] = session.run(None, inputs)
+    except (Exception, MemoryError) as error:  # a graph may ask for anything when it runs
+        raise ModelError(f"{where}: fails on a black picture: {error}") from error
+    return found
+
+
+def _embedding_output(session: Any, name: str, form: InputForm, number_type: type, where: str) -> str:
+    """The output that is a row of several numbers a picture; others are norms, maps of features, their quality."""
+    outputs = [output.name for output in session.get_outputs()]
+    if len(outputs) == 1:
+        return str(outputs[0])
+    count = form.batch or 1
+    blank: NDArray[Any] = form.prepare(np.zeros((count, 3, form.size, form.size), dtype=np.uint8)).astype(number_type)
+    shapes = {
+        output: np.shape(value) for output, value in zip(outputs, _run(session, {name: blank}, where), strict=True)
+    }
+    rows = [o for o, shape in shapes.items() if len(shape) > 1 and shape[0] == count and max(shape[1:]) > 1]
+    rows = [o for o in rows if max(shapes[o][1:]) == np.prod(shapes[o][1:])]
+    if len(rows) != 1:
+        raise OnnxInputError(f"{where}: which of its outputs is the embedding? {shapes}: keep that one alone")
+    return str(rows[0])
+
+
+def input_form(model: Any, name: str, shape: list[Any], where: str, *, whole: bool = False) -> InputForm:
     """The form of a graph's input, from its metadata where it says, else from its first nodes.
 
-    A graph that begins with its own normalisation, y = a * x + b by any row of Sub, Add, Mul and Div, must not be fed
-    normalised pixels: it wants 0..255, or 0..1 where its zero lies within. One that begins otherwise gets [-1, 1].
+    A graph that begins with its own normalisation, y = a * x + b by any row of Sub, Add, Mul, Div and Neg, or by a
+    BatchNormalization around the middle of pixels, must not be fed normalised pixels: it wants 0..255, or 0..1 where
+    its zero lies within. One that begins otherwise gets [-1, 1].
 
     Args:
         model: an ``onnx.ModelProto``.
         shape: of the input, [B, 3, S, S] or [B, S, S, 3]; names stand for sizes that are free.
+        whole: the graph takes whole numbers, which only 0..255 are.
 
     Raises:
-        OnnxInputError: neither axis 1 nor axis 3 is of size 3.
+        OnnxInputError: neither axis 1 nor axis 3 is of size 3, or pictures are not square.
     """
     channels_last = shape[3] == 3 and shape[1] != 3
     if not channels_last and shape[1] not in (3, None) and not isinstance(shape[1], str):
         raise OnnxInputError(f"{where}: input of shape {shape} has no axis of three colours")
-    side = shape[1] if channels_last else shape[3]
+    side, other = (shape[1], shape[2]) if channels_last else (shape[3], shape[2])
+    if isinstance(side, int) and isinstance(other, int) and side != other:
+        raise OnnxInputError(f"{where}: takes pictures of {other} x {side} pixels; aligned faces here are square")
     layout = {
         "channels_last": channels_last,
         "batch": shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0,
@@ -140,45 +181,11 @@ def input_form(model: Any, name: str, shape: list[Any], where: str) -> InputForm
     said = {item.key: item.value for item in model.metadata_props}
     if {"colour_order", "mean", "scale"} <= said.keys():
         return InputForm(float(said["mean"]), float(said["scale"]), said["colour_order"], **layout)
-    factor, offset = _leading_affine(model.graph, name)
+    if whole:
+        return InputForm(0.0, 1.0, **layout)
+    factor, offset = leading_affine(model.graph, name)
     if (factor == 1).all() and (offset == 0).all():
         return InputForm(**layout)
     zero = -offset / np.where(factor == 0, 1, factor)
     takes_bytes = bool(np.abs(factor).max() < 0.2 or np.abs(zero).max() > 2)
     return InputForm(0.0, 1.0 if takes_bytes else 255.0, **layout)
-
-
-def _leading_affine(graph: Any, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Factor and offset, of one or three colours, of the arithmetic that a graph begins with; 1 and 0 without any."""
-    from onnx import numpy_helper
-
-    # Means and scales have one number or three; others are not copied.
-    constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer if math.prod(item.dims) <= 3}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    factor, offset = np.ones(1), np.zeros(1)
-    while True:
-        users = [node for node in graph.node if name in node.input]
-        if len(users) != 1:
-            return factor, offset
-        node = users[0]
-        if node.op_type in ("Identity", "Cast", "Transpose"):
-            name = node.output[0]
-            continue
-        other = next((item for item in node.input if item != name), "")
-        value = constants.get(other)
-        if node.op_type not in ("Sub", "Add", "Mul", "Div") or value is None or value.size not in (1, 3):
-            return factor, offset
-        number, first = value.astype(np.float64).ravel(), node.input[0] == name
-        if node.op_type == "Add":
-            offset = offset + number
-        elif node.op_type == "Sub":
-            factor, offset = (factor, offset - number) if first else (-factor, number - offset)
-        elif node.op_type == "Mul":
-            factor, offset = factor * number, offset * number
-        elif first:
-            factor, offset = factor / number, offset / number
-        else:
-            return factor, offset
-        name = node.output[0]

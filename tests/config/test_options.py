@@ -122,3 +122,34 @@ def test_recipes_carry_the_published_values() -> None:
     assert (vit.optim.name, vit.head.sample_rate, vit.train.gradient_accumulation) == ("adamw", 0.3, 12)
     assert load_recipe("wf12m_conflict_r50_pfc03_filter04").head.interclass_filtering == 0.4
     assert load_recipe("wf42m_pfc0008_32gpu_r100").head.sample_rate == 0
+
+
+def test_adafaces_recipe_has_adafaces_backbone() -> None:
+    """arXiv:2204.00964 and its published command line: ir_101, 26 epochs, falls at 12, 20 and 24, m 0.4, h 0.333."""
+    recipe = load_recipe("adaface_ms1mv2_r100")
+    assert (recipe.model.backbone, recipe.model.embedding_size) == ("ir_101", 512)
+    assert (recipe.train.epochs, recipe.optim.milestones, recipe.optim.lr) == (26, ("12", "20", "24"), 0.1)
+    assert (recipe.head.margin, recipe.head.m3, recipe.head.adaface_h) == ("adaface", 0.4, 0.333)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no effect")
+def test_a_configuration_may_stand_without_an_option_as_for_the_references_trainers(tmp_path: Path) -> None:
+    """``train.py configs/ours.py --local_rank 0``, with launchers' options before or behind it."""
+    (tmp_path / "ours.py").write_text("config.batch_size = 64\n")
+    for words in (["{}"], ["{}", "--local_rank=0"], ["--local_rank", "0", "{}", "--perf_steps", "200"]):
+        recipe = parse_arguments([word.format(tmp_path / "ours.py") for word in words])
+        assert (recipe.name, recipe.train.batch_size) == ("ours", 64)
+    with pytest.raises(RecipeError, match="unexpected argument 'ours'"):
+        parse_arguments(["ours"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--profiling", "--start_step", "100", "--stop_step", "100"], "profile_stop must be above .* got 100 to 100"),
+        (["--head.margin", "magface", "--head.magface-lower", "200"], "magface_upper must be above .* got 200 to 110"),
+    ],
+)
+def test_ranges_that_hold_nothing_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_arguments(words)

@@ -44,14 +44,18 @@ def test_ranks_are_those_of_loops(tmp_path: Path, capsys: pytest.CaptureFixture[
     testing = tmp_path / "tiny" / "Testing_Set"
     gallery = sorted((testing / "Gallery_Match").iterdir()) + sorted((testing / "Gallery_Distractor").iterdir())
     embedded = model.embed(gallery, flip=True)
-    places = []
+    places, precisions = [], []
     for probe in sorted((testing / "Probe").iterdir()):
         person = probe.name.split("_")[0]
         scores = embedded @ model.embed(probe, flip=True)[0]
         order = [gallery[i] for i in np.argsort(-scores)]
         mates = [i for i, path in enumerate(order) if path.parent.name == "Gallery_Match" and path.name[0] == person]
         places.append(mates[0])
-    for rank in (1, 5, 10):
+        assert len(mates) == 2
+        precisions.append((1 / (mates[0] + 1) + 2 / (mates[1] + 1)) / 2)
+    assert found["mAP"] == pytest.approx(np.mean(precisions))
+    assert 0 < found["mAP"] < 1
+    for rank in (1, 5, 10, 20, 50):
         assert found[f"rank-{rank}"] == pytest.approx(np.mean([place < rank for place in places]))
     assert (found["probes"], found["gallery"]) == (6, 42)
 

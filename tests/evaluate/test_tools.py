@@ -15,6 +15,7 @@ from app.data.recordio import RecordError
 from app.errors import AppError
 from app.evaluate import alignment, flops, ijb
 from app.evaluate.__main__ import main
+from app.face_points import TEMPLATE
 from tests.jobs import write_faces
 
 
@@ -27,7 +28,7 @@ def make_ijb(url: str, images: int = 24) -> None:
         storage.write_bytes(f"{url}/loose_crop/{i}.jpg", encode_jpeg(picture))
         template, media = i // 2 + 1, (i if i % 4 < 2 else i // 2) + 100
         faces.append(f"{i}.jpg {template} {media}")
-        moved = alignment.ARCFACE_POINTS + 10 + generator.normal(0, 1, (5, 2))
+        moved = TEMPLATE + 10 + generator.normal(0, 1, (5, 2))
         points.append(f"{i}.jpg " + " ".join(f"{v:.3f}" for v in moved.ravel()) + f" {generator.uniform(0.5, 1):.4f}")
     templates = images // 2
     pairs = [
@@ -71,16 +72,16 @@ def test_templates_and_scores_are_those_of_the_loops(tmp_path: Path) -> None:
 def test_alignment_brings_the_points_to_their_places() -> None:
     angle, scale, shift = 0.3, 1.7, np.array([20.0, -4.0])
     rotation = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = alignment.ARCFACE_POINTS @ rotation.T + shift
-    transform = alignment.similarity(points, alignment.ARCFACE_POINTS)
-    np.testing.assert_allclose(points @ transform[:, :2].T + transform[:, 2], alignment.ARCFACE_POINTS, atol=1e-8)
+    points = TEMPLATE @ rotation.T + shift
+    transform = alignment.similarity(points, TEMPLATE)
+    np.testing.assert_allclose(points @ transform[:, :2].T + transform[:, 2], TEMPLATE, atol=1e-8)
     # A white dot on each point is where it should be in the aligned picture.
     image = np.zeros((300, 300, 3), dtype=np.uint8)
     moved = points + 60
     for x, y in moved:
         image[round(y) - 2 : round(y) + 3, round(x) - 2 : round(x) + 3] = 255
     aligned = alignment.align(image, moved)
-    for x, y in alignment.ARCFACE_POINTS:
+    for x, y in TEMPLATE:
         assert aligned[round(y), round(x), 0] > 100
 
 

@@ -1,7 +1,4 @@
-"""Turns, scales and moves a face so that its eyes, nose and mouth lie where every published model expects them.
-
-The five points of the field, in pixels of an image of 112 x 112 (insightface, ``arcface_src``); left is the viewer's.
-"""
+"""Turns, scales and moves a face so that its eyes, nose and mouth lie where every published model expects them."""
 
 from __future__ import annotations
 
@@ -18,14 +15,12 @@ from PIL import Image
 from app import storage
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import PhotographError, same_name
+from app.face_points import TEMPLATE
 from app.parsing import ParseError, parse_json
 
 Points = NDArray[np.float64]  # [5, 2]: left eye, right eye, nose, left and right corner of the mouth; x, y in pixels
 Several = Literal["largest", "refuse"]
 
-TEMPLATE: Points = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
 COLUMNS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 # Root mean square, in pixels of 112: a face in profile stays below it, left and right exchanged do not.
 MAX_RESIDUAL = 14.0

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.data.prepare.alignment import TEMPLATE, Points, Several, bring_to, choose_face
+from app.data.prepare.alignment import Points, Several, bring_to, choose_face
 from app.data.prepare.errors import PrepareError
+from app.face_points import TEMPLATE
 
 SIDE = 640  # a larger picture is looked at in this size; faces of about 15 pixels there are found
 THRESHOLD = 0.5  # of the score in 0..1

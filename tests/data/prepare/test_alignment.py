@@ -15,11 +15,12 @@ from app import prepare
 from app.data.bin_sets import load_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image
-from app.data.prepare.alignment import COLUMNS, TEMPLATE, align_face, read_landmarks, similarity_transform
+from app.data.prepare.alignment import COLUMNS, align_face, read_landmarks, similarity_transform
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.orl import PrepareError
 from app.data.prepare.photograph import PhotographError
 from app.data.prepare.tools import read_all
+from app.face_points import TEMPLATE
 from tests.data.prepare.pictures import encode, put, scene
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]

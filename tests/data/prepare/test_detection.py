@@ -14,12 +14,13 @@ from PIL import Image
 from app import prepare
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image
-from app.data.prepare.alignment import TEMPLATE, align_face
+from app.data.prepare.alignment import align_face
 from app.data.prepare.detection import Detector, shared_detector
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
 from app.data.prepare.orl import load_faces
 from app.data.prepare.tools import read_all
+from app.face_points import TEMPLATE
 from tests.data.prepare.pictures import encode, put, scene
 
 ALIGNED = FaceOptions(align="detector")

@@ -1,0 +1,221 @@
+"""Values of Python expressions that need nothing to be run: literals, arithmetic, texts, variables and settings."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import posixpath
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from app.config.recipe import RecipeError
+
+MISSING = object()  # a setting that nothing set
+_LONGEST = 16 << 10
+_LARGEST = 2**63
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda left, right: left in right,
+    ast.NotIn: lambda left, right: left not in right,
+}
+_CALLS: dict[str, Callable[[Any], Any]] = {
+    "int": int,
+    "float": float,
+    "list": list,
+    "tuple": tuple,
+    "str": str,
+    "len": len,
+    "round": round,
+    "abs": abs,
+}
+_OF_SEVERAL: dict[str, Callable[[Any], Any]] = {"max": max, "min": min}
+_JOINS = ("os.path.join", "osp.join", "path.join", "join", "posixpath.join")
+
+
+class Expressions:
+    """Expressions of one module; refused ones are named with their line."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.variables: dict[str, Any] = {"__name__": "config"}  # as a module that is imported sees itself
+
+    def setting(self, name: str) -> Any:
+        """The value of ``config.NAME``, or ``MISSING``."""
+        raise NotImplementedError
+
+    def refusal(self, node: ast.stmt | ast.expr, text: str) -> RecipeError:
+        """An error that names the node's line."""
+        return RecipeError(f"{self.where}, line {node.lineno}: {text}")
+
+    def value(self, node: ast.expr) -> Any:
+        """Of an expression.
+
+        Raises:
+            RecipeError: it is none of those that are read here.
+        """
+        match node:
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+                pair = self.value(left), self.value(right)
+                if all(isinstance(value, int | float) for value in pair):
+                    return self.calculate(node, type(op), *pair)
+                if (
+                    isinstance(op, ast.Add)
+                    and type(pair[0]) is type(pair[1])
+                    and isinstance(pair[0], str | list | tuple)
+                ):
+                    return self.bounded(node, pair[0] + pair[1])
+                if isinstance(op, ast.Mod) and isinstance(pair[0], str):
+                    return self.filled(node, re.split("%[sd]", pair[0]), pair[1])
+            case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := self.value(operand), int | float):
+                return -number
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand) if isinstance(number := self.value(operand), int | float):
+                return number
+            case ast.Name(id=name) if name in self.variables:
+                return self.variables[name]
+            case (
+                ast.Attribute(value=ast.Name(id="config"), attr=name)
+                | ast.Subscript(value=ast.Name(id="config"), slice=ast.Constant(value=str(name)))
+            ) if (found := self.setting(name)) is not MISSING:
+                return found
+            case ast.JoinedStr(values=parts):
+                return self.bounded(node, "".join(self.text(part) for part in parts))
+            case ast.IfExp(test=test, body=body, orelse=other):
+                return self.value(body if self.test(test) else other)
+            case ast.List(elts=elements):
+                return self.bounded(node, [self.value(element) for element in elements])
+            case ast.Tuple(elts=elements):
+                return self.bounded(node, tuple(self.value(element) for element in elements))
+            case ast.Call(keywords=[]) if (found := self.call(node)) is not MISSING:
+                return found
+            case _:
+                try:
+                    return self.bounded(node, ast.literal_eval(node))
+                except (ValueError, TypeError):
+                    pass
+        raise self.refusal(
+            node,
+            f"{shown(node)!r} is neither a literal nor arithmetic with literals and settings above; write its value",
+        )
+
+    def call(self, node: ast.Call) -> Any:
+        """Of a function that is known here; ``MISSING`` of any other."""
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="config"), attr="get"),
+                args=[ast.Constant(value=str(name)), *default],
+                keywords=[],
+            ) if len(default) < 2:
+                found = self.setting(name)
+                return found if found is not MISSING else self.value(default[0]) if default else None
+            case ast.Call(
+                func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format"), args=args, keywords=[]
+            ):
+                return self.filled(node, text.split("{}"), tuple(self.value(argument) for argument in args))
+            case ast.Call(func=function, args=args, keywords=[]) if ast.unparse(function) in _JOINS and args:
+                names = [self.value(argument) for argument in args]
+                if all(isinstance(name, str) for name in names):
+                    return self.bounded(node, posixpath.join(*names))
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _OF_SEVERAL and len(args) > 1:
+                numbers = [self.value(argument) for argument in args]
+                if all(isinstance(number, int | float) for number in numbers):
+                    return _OF_SEVERAL[name](numbers)
+            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _CALLS:
+                try:
+                    return self.bounded(node, _CALLS[name](self.value(argument)))
+                except (ValueError, TypeError, OverflowError) as error:
+                    raise self.refusal(node, f"{name}() of that fails: {error}") from error
+        return MISSING
+
+    def calculate(self, node: ast.expr, op: type[ast.operator], left: Any, right: Any) -> Any:
+        """Arithmetic whose result fits 64 bits."""
+        if op is ast.Pow and (abs(right) > 64 or abs(left) > _LARGEST):
+            raise self.refusal(node, f"{shown(node)!r} is too large")
+        try:
+            return self.bounded(node, _ARITHMETIC[op](left, right))
+        except ZeroDivisionError as error:
+            raise self.refusal(node, "division by zero") from error
+        except OverflowError as error:
+            raise self.refusal(node, f"{shown(node)!r} is too large") from error
+
+    def bounded(self, node: ast.expr, value: Any) -> Any:
+        """Numbers of 64 bits, short texts and lists; no configuration has larger ones, which may take for ever."""
+        if isinstance(value, complex) or (isinstance(value, float) and not math.isfinite(value)):
+            raise self.refusal(node, f"{shown(node)!r} is not a finite number")
+        if _is_long(value):
+            raise self.refusal(node, f"{shown(node)!r} is too long")
+        if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+            raise self.refusal(node, f"{shown(node)!r} is too large")
+        return value
+
+    def text(self, node: ast.expr) -> str:
+        """A part of an f-string, without a format of its own."""
+        match node:
+            case ast.Constant(value=str(text)):
+                return text
+            case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+                return str(self.value(value))
+        raise self.refusal(node, f"{shown(node)!r} has a format of its own; write the value")
+
+    def filled(self, node: ast.expr, parts: list[str], values: Any) -> str:
+        """The parts of a text with values between them."""
+        values = values if isinstance(values, tuple) else (values,)
+        if len(parts) != len(values) + 1 or any(mark in part for part in parts for mark in "%{}"):
+            raise self.refusal(node, f"{shown(node)!r} has a format of its own; write the value")
+        filled: str = self.bounded(node, "".join(a + str(b) for a, b in zip(parts, values, strict=False)) + parts[-1])
+        return filled
+
+    def test(self, node: ast.expr) -> bool:
+        """Whether a condition holds."""
+        match node:
+            case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
+                values = [self.value(left), *map(self.value, others)]
+                try:
+                    return all(_COMPARISONS[type(op)](*pair) for op, pair in zip(ops, pairwise(values), strict=True))
+                except TypeError as error:
+                    raise self.refusal(node, f"{shown(node)!r} cannot be compared: {error}") from error
+            case ast.BoolOp(op=op, values=parts):
+                return (all if isinstance(op, ast.And) else any)(self.test(part) for part in parts)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not self.test(operand)
+        return bool(self.value(node))
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a text, or a list with all that is in it, is longer than configurations are; lists may share parts."""
+    waiting, total = [value], 0
+    while waiting and total <= _LONGEST:
+        part = waiting.pop()
+        total += len(part) if isinstance(part, str) else 1
+        if isinstance(part, list | tuple):
+            if len(part) > _LONGEST:
+                return True
+            waiting += part
+    return total > _LONGEST
+
+
+def shown(node: ast.expr) -> str:
+    """An expression as a message shows it."""
+    try:
+        text = ast.unparse(node)
+    except (RecursionError, ValueError):  # ValueError: a number of thousands of digits
+        return "a long expression"
+    return text if len(text) <= 80 else f"{text[:77]}..."
