@@ -39,7 +39,9 @@ def load_protocol(url: str, name: str) -> tuple[list[Protocol], Protocol | None]
 
 
 def _read_protocol(url: str) -> Protocol:
-    rows = list(csv.reader(io.StringIO(storage.read_bytes(url).decode())))[1:]
+    rows = list(csv.reader(io.StringIO(storage.read_bytes(url).decode(errors="replace"))))[1:]
+    if not any(rows):
+        raise RecordError(f"{url}: no template in it, below a first line with the names of its columns")
     try:
         # A template has a line for each of its images.
         table = np.unique(np.array([[int(row[0]), int(row[1])] for row in rows if row], dtype=np.int64), axis=0)

@@ -21,6 +21,7 @@ from app.evaluate.alignment import align, five_points
 from app.evaluate.verification import Embed
 from app.world import World
 
+_BOM = b"\xef\xbb\xbf"
 _PAIR_BLOCK = 4 << 20  # bytes of the list of pairs parsed at once
 _SCORE_BLOCK = 20_000  # pairs scored at once
 FARS = tuple(10.0**-n for n in range(6, 0, -1))
@@ -59,6 +60,11 @@ def load_metadata(url: str, name: str) -> IJBMetadata:
         numbers = [np.array(row[1:], dtype=np.float64) for row in points]
     except (ValueError, OverflowError) as error:
         raise RecordError(f"{url}: meta/{name}_*.txt: a column is not a number ({error})") from error
+    for face, row, values in zip(faces, points, numbers, strict=True):
+        if face[0].rsplit("/", 1)[-1] != row[0].rsplit("/", 1)[-1]:
+            raise RecordError(f"{url}: {name}_face_tid_mid has {face[0]!r} where name_5pts_score has {row[0]!r}")
+        if not np.isfinite(values).all():
+            raise RecordError(f"{url}: meta/{name}_name_5pts_score.txt: {row[0]}: a number is not finite")
     if odd := [row[0] for row in points if row[0].startswith("/") or ".." in row[0].split("/")]:
         raise RecordError(f"{url}: meta/{name}_name_5pts_score.txt: {odd[0]!r} lies outside loose_crop")
     pairs, issame = _read_pairs(storage.join(url, "meta", f"{name}_template_pair_label.txt"))
@@ -78,7 +84,7 @@ def load_metadata(url: str, name: str) -> IJBMetadata:
 def _rows(url: str, columns: tuple[int, ...]) -> Iterator[list[str]]:
     """The rows of a table whose lines have one of these numbers of columns, all lines the same."""
     width = 0
-    for number, line in enumerate(storage.read_bytes(url).split(b"\n"), start=1):
+    for number, line in enumerate(storage.read_bytes(url).removeprefix(_BOM).split(b"\n"), start=1):
         row = line.decode(errors="replace").split()
         if not row:
             continue
@@ -92,7 +98,7 @@ def _rows(url: str, columns: tuple[int, ...]) -> Iterator[list[str]]:
 
 def _read_pairs(url: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Template ids [P, 2] and labels [P]; IJB-C has 15.7 million lines, parsed a block at a time."""
-    data, start, line = storage.read_bytes(url), 0, 1
+    data, start, line = storage.read_bytes(url).removeprefix(_BOM), 0, 1
     found: list[NDArray[np.int64]] = []
     while start < len(data):
         stop = data.find(b"\n", start + _PAIR_BLOCK) + 1 or len(data)

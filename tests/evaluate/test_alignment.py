@@ -187,3 +187,44 @@ def test_ranks_share_the_images_out(tmp_path: Path) -> None:
     assert alone.shape == (12, 50)
     for found in run_ranks(share, 2, str(tmp_path)):
         assert np.array_equal(found, alone)
+
+
+FIVE = "38.3 51.7 73.5 51.5 56.0 71.7 41.5 92.4 70.7 92.2"
+
+
+def write_lists(
+    folder: Path, *, second: str = "2.jpg", points: str = FIVE, ending: str = "\n", mark: bytes = b""
+) -> None:
+    (folder / "meta").mkdir(exist_ok=True)
+    for name, lines in {
+        "face_tid_mid": ["1.jpg 1 1", "2.jpg 2 1"],
+        "name_5pts_score": [f"1.jpg {FIVE} 0.9", f"{second} {points} 0.8"],
+        "template_pair_label": ["1 2 1", "2 1 0"],
+    }.items():
+        text = ending.join([*lines, ""])
+        (folder / "meta" / f"ijbc_{name}.txt").write_bytes(mark + text.encode())
+
+
+@pytest.mark.parametrize(("ending", "mark"), [("\n", b""), ("\r\n", b""), ("\r\n", b"\xef\xbb\xbf")])
+def test_lists_of_other_editors_are_the_same(tmp_path: Path, ending: str, mark: bytes) -> None:
+    write_lists(tmp_path, ending=ending, mark=mark)
+    found = ijb.load_metadata(str(tmp_path), "ijbc")
+    assert (found.images, found.templates.tolist(), found.pairs.tolist()) == (
+        ["1.jpg", "2.jpg"],
+        [1, 2],
+        [[1, 2], [2, 1]],
+    )
+    assert found.faceness.tolist() == [0.9, 0.8]
+    assert found.issame.tolist() == [True, False]
+
+
+def test_lists_that_do_not_fit_each_other_are_told(tmp_path: Path) -> None:
+    write_lists(tmp_path, second="3.jpg")
+    with pytest.raises(RecordError, match=r"face_tid_mid has '2\.jpg' where name_5pts_score has '3\.jpg'"):
+        ijb.load_metadata(str(tmp_path), "ijbc")
+    write_lists(tmp_path, points=FIVE.replace("38.3", "nan"))
+    with pytest.raises(RecordError, match=r"2\.jpg: a number is not finite"):
+        ijb.load_metadata(str(tmp_path), "ijbc")
+    (tmp_path / "meta" / "ijbc_1N_probe_mixed.csv").write_text("TEMPLATE_ID,SUBJECT_ID\n")
+    with pytest.raises(RecordError, match="no template in it"):
+        identification.load_protocol(str(tmp_path), "ijbc")
