@@ -140,13 +140,15 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def read_events(run_url: str) -> list[dict[str, Any]]:
-    """All events of a run, of all its attempts, in order of time; lines that a crash cut off are left out."""
+    """All events of a run, of all its attempts, in order of time; lines that are none are left out."""
     events = []
     folder = storage.join(run_url, "events")
     for name in storage.list_names(folder):
         for line in storage.read_bytes(storage.join(folder, name)).decode("utf-8", "replace").splitlines():
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except (ValueError, RecursionError):
                 continue
+            if isinstance(event, dict) and isinstance(event.get("time"), int | float):
+                events.append(event)
     return sorted(events, key=lambda event: event["time"])

@@ -6,13 +6,15 @@ import platform
 import warnings
 
 from app import storage
+from app.checkpoint.agreement import agree
 from app.checkpoint.manager import CheckpointManager, TrainingState
+from app.checkpoint.manifest import CheckpointError
 from app.config.options import to_toml
 from app.config.recipe import Recipe
 from app.data.build import describe_order, make_loader, open_source
 from app.elastic.rendezvous import count_start
 from app.elastic.signals import StopRequest
-from app.observe.events import EventLog
+from app.observe.events import EventLog, read_events
 from app.observe.trackers import TRACKERS, Trackers
 from app.run_folder import run_url
 from app.training.build import (
@@ -42,6 +44,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     plan = make_plan(recipe, world, before)
     resumed = checkpoints.load_latest(own_classes(recipe, plan, num_classes, world.rank))
     if resumed is None:
+        look_for_lost_commits(recipe, world)
         look_for_empty_classes(recipe, source, num_classes, world)
     loader = make_loader(
         source,
@@ -77,6 +80,26 @@ def previous_state(
     if applied and world.rank == 0:
         warnings.warn(f"settings that differ from the last start, from here on: {'; '.join(applied)}", stacklevel=2)
     return before
+
+
+def look_for_lost_commits(recipe: Recipe, world: World) -> None:
+    """Refuse to begin anew where the run's log tells of a commit: its checkpoints are lost, not unmade; a collective.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    url = run_url(recipe)
+    wanted = recipe.checkpoint.resume == "auto" and not recipe.train.perf_steps
+
+    def look() -> None:
+        commits = [e.get("step") for e in read_events(url) if e.get("kind") == "checkpoint"] if wanted else []
+        if commits:
+            raise CheckpointError(
+                f"{url}: its log tells of a checkpoint of step {commits[-1]}, and none is there: restore them, take "
+                "another --name, or pass --checkpoint.resume never to begin from step 0 knowingly"
+            )
+
+    agree(world, lambda: look() if world.rank == 0 else None)
 
 
 def open_trackers(recipe: Recipe, before: RunState | None, world: World) -> Trackers:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from app import storage
+from app.checkpoint.config import CheckpointConfig
 from app.checkpoint.manifest import CheckpointError
 from app.config.options import parse_arguments
-from app.config.recipe import Recipe, RecipeError, all_settings
+from app.config.recipe import OutputConfig, Recipe, RecipeError, all_settings
 from app.data.dataset import open_dataset
-from app.observe.events import read_events
+from app.device import detect_device
+from app.observe.events import EventLog, read_events
 from app.settings import Setting
+from app.training.start import look_for_lost_commits
 from app.training.state import FIXED, RunState, compare, kind_of_change, recipe_fields
+from app.world import World
 from tests.jobs import train, write_faces
 
 
@@ -104,6 +108,23 @@ def test_bad_records_go_on_from_where_they_were() -> None:
 def test_checkpoints_of_another_version_are_told_in_one_sentence() -> None:
     with pytest.raises(CheckpointError, match="written by another version"):
         RunState.from_meta({"logical_workers": 2, "batch_size": 3}, "s3://runs/x")
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_unless_told(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(Recipe(name="run"), output=OutputConfig(url=str(tmp_path)))
+    world = World(0, 1, 0, detect_device("cpu"))
+    events = EventLog(str(tmp_path / "run"), enabled=True, tensorboard=False)
+    events.add("start", 0)
+    events.flush()
+    (tmp_path / "run" / "events" / "a.jsonl").write_text('[1]\n7\n{"kind": "checkpoint"}\n{"time": "x"}\n{"ti')
+    look_for_lost_commits(recipe, world)  # killed before its first commit
+    events.add("checkpoint", 30)
+    events.flush()
+    with pytest.raises(CheckpointError, match=r"tells of a checkpoint of step 30, .*--checkpoint.resume never") as told:
+        look_for_lost_commits(recipe, world)
+    assert not told.value.transient
+    look_for_lost_commits(dataclasses.replace(recipe, checkpoint=CheckpointConfig(resume="never")), world)
+    look_for_lost_commits(dataclasses.replace(recipe, name="other"), world)
 
 
 @pytest.mark.slow
