@@ -9,6 +9,7 @@ named. Where all are alive, those are named that are behind: at the lowest step,
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import sys
 import threading
@@ -25,6 +26,7 @@ SECTIONS = ("data", "forward", "head", "backward", "update", "checkpoint", "veri
 EXIT_HANG = 70  # EX_SOFTWARE
 _INTERVAL = 5.0  # seconds between two signs of life
 _LEAVE = 30.0  # seconds that a thread at the store is waited for; its connection and each request take 10 at most
+_ARM_SECONDS = 10.0  # the alarm of the C library is put off so often
 _MARGIN = 60.0  # seconds after which the C library acts, where no Python thread can
 
 
@@ -86,7 +88,7 @@ class Watchdog:
         self._connect, self._give_up = connect_store, give_up
         self._store: Store | None = None
         self._step, self._section, self._beat = 0, SECTIONS[0], 0
-        self._moved = time.monotonic()
+        self._moved, self._armed = time.monotonic(), -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -94,7 +96,9 @@ class Watchdog:
         """This process goes on: it enters a section, of this step."""
         self._section, self._step = section, self._step if step is None else step
         self._moved = time.monotonic()
-        if section == SECTIONS[0]:  # once a step
+        # Whatever goes on, a long verification too; not for every batch, since it starts a thread.
+        if self._moved - self._armed > min(_ARM_SECONDS, self.timeout / 4):
+            self._armed = self._moved
             faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
 
     def start(self) -> None:

@@ -42,6 +42,38 @@ def test_progress_of_any_kind_keeps_a_process_alive(capfd: pytest.CaptureFixture
     assert "test_watchdog.py" in error  # the stacks
 
 
+LONG = """
+import sys, time
+from app.elastic import watchdog
+watchdog._MARGIN = 1.0
+watchdog.start(0, 1, 2.0)
+watchdog.enter("data", 1)
+for _ in range(int(sys.argv[1])):  # batches
+    watchdog.enter("verification")
+    time.sleep(0.25)
+if len(sys.argv) > 2:
+    watchdog._active._watch = None
+    watchdog._active._give_up = lambda code: time.sleep(60)  # no Python thread acts any more
+    time.sleep(60)
+watchdog.stop()
+"""
+
+
+@pytest.mark.parametrize(("hangs", "code"), [((), 0), (("hangs",), 1)])
+def test_the_alarm_of_the_c_library_too_lets_a_long_verification_live(hangs: tuple[str, ...], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LONG, "4" if hangs else "24", *hangs],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("Timeout" in done.stderr) == bool(hangs)
+
+
 def test_a_false_alarm_does_not_end_the_watch() -> None:
     codes: list[int] = []
     watched = Watchdog(0, 1, 2.0, lambda: None, interval=0.1, give_up=codes.append)
