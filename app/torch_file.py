@@ -1,8 +1,8 @@
 """Reads the files of ``torch.save`` as plain data: no unpickler, no code, no memory beyond the file's own size.
 
 Both formats are read: the zip archive of torch 1.6 and later, and the run of pickles before it. Tensors come from the
-CPU, CUDA and Ascend NPUs (torch_npu writes a function of its own for them) and go to the CPU. torch's own safe loader
-is not used: a file may ask it for bytearrays of any length, and a zip entry may unpack to any size.
+CPU, CUDA and Ascend NPUs (whose extension writes a function of its own for them) and go to the CPU. torch's own safe
+loader is not used: a file may ask it for bytearrays of any length, and a zip entry may unpack to any size.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., A
         ("torch._utils", "_rebuild_tensor"): rebuild,
         ("torch._utils", "_rebuild_tensor_v2"): rebuild,
         ("torch_npu.utils.storage", "_rebuild_npu_tensor"): rebuild,
-        ("torch._utils", "_rebuild_npu_tensor"): rebuild,  # Ascend's own builds of torch, before torch_npu
+        ("torch._utils", "_rebuild_npu_tensor"): rebuild,  # Ascend's own builds of torch, before the extension
         ("torch._utils", "_rebuild_device_tensor_from_numpy"): _from_numpy,  # devices whose storages torch cannot see
         ("torch._utils", "_rebuild_xla_tensor"): _from_numpy,
         **{("torch", str(kind).removeprefix("torch.")): _only_named for kind in _TYPES.values()},

@@ -1,4 +1,8 @@
-"""Work beside training, in a daemon thread: a process that must end does not wait for a store that hangs."""
+"""Work beside training, in a daemon thread: a process that must end does not wait for a store that hangs.
+
+Who takes the result also waits for the thread's last moment, in which it frees the tensors of its work: a thread that
+is in torch's C++ while Python ends aborts the process.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ class Background(Generic[T]):
     def __init__(self, action: Callable[[], T], name: str) -> None:
         self._future: Future[T] = Future()
         self._action = action
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -31,4 +36,8 @@ class Background(Generic[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for what ``action()`` returns, or raise what it raised."""
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        finally:
+            if self._future.done():
+                self._thread.join()

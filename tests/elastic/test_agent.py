@@ -14,7 +14,8 @@ from tests.jobs import ROOT, environment
 _WORKER = """
 import os, signal, sys, time
 again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
-print("attempt", os.environ["TORCHELASTIC_RESTART_COUNT"], "rank", os.environ["RANK"], flush=True)
+line = "attempt {TORCHELASTIC_RESTART_COUNT} rank {RANK}\\n".format(**os.environ)
+os.write(1, line.encode())  # whole: both write into one pipe
 if again:
     sys.exit(0)
 if os.environ["RANK"] == "1":

@@ -38,7 +38,7 @@ def test_reason_and_last_lines_of_a_rank_are_kept(tmp_path: Path, capsys: pytest
         fail(str(tmp_path), AppError("the loss is\nnot finite at step 7"))
     assert (sys.stdout, sys.stderr) == streams
     reason, where, _, *lines = (tmp_path / "failures" / "rank-3.txt").read_text().splitlines()
-    assert reason == "error: the loss is not finite at step 7"
+    assert reason == r"error: the loss is\nnot finite at step 7"
     assert "rank 3 on " in where
     assert len(lines) == KEPT_LINES
     assert lines[-2:] == ["line 199", "part of a line"]
