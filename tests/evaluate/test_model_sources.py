@@ -60,6 +60,18 @@ def test_run_folder_checkpoint_state_dict_and_onnx_agree(run: Path) -> None:
     assert accuracy(run, folder + "/model.onnx") == pytest.approx(expected, abs=0.03)
 
 
+def test_every_form_opens_from_a_bucket(run: Path, bucket_url: str) -> None:
+    folder = run / "runs" / "orl"
+    for path in folder.rglob("*"):
+        if path.is_file() and "events" not in path.parts:
+            storage.write_bytes(storage.join(bucket_url, str(path.relative_to(folder))), path.read_bytes())
+    face = np.random.default_rng(1).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    expected = load_model(folder).embed([face])
+    for name in ("", "checkpoints", "model.pt", "best", "model.onnx"):
+        found = load_model(storage.join(bucket_url, name) if name else bucket_url).embed([face])
+        assert np.allclose(found, expected, atol=1e-4), name
+
+
 def test_a_bare_state_dict_needs_a_backbone(run: Path, tmp_path: Path) -> None:
     bare = tmp_path / "backbone.pth"
     torch.save(torch.load(run / "runs" / "orl" / "model.pt", weights_only=True), bare)
