@@ -180,6 +180,7 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
     folder = Source(source)
     if same_place(source, output):
         raise PrepareError(f"{storage.redact(output)}: the output is the source itself: name another folder")
+    _spare_others(output)
     jobs, skipped = list_jobs(folder, options.person, [folder.name_of(output)])
     parts, names = storage.join(output, ".parts"), []
     _begin(parts, jobs, options.face)
@@ -215,6 +216,15 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
     )
     storage.delete_tree(parts)
     return f"{len(kept)} images of {len(people)} people{findings.summary()}{_remarks(people)}"
+
+
+def _spare_others(output: str) -> None:
+    """What this command wrote it may write again; records without names of people are not its own."""
+    record, own = storage.join(output, "train.rec"), [storage.join(output, name) for name in ("people.json", ".parts")]
+    if storage.exists(record, optional=True) and not any(storage.exists(url, optional=True) for url in own):
+        raise PrepareError(
+            f"{storage.redact(record)} was not made from photographs, and would be overwritten: name another folder"
+        )
 
 
 def _draw_sheet(output: str, names: Sequence[str], count: int, load: Callable[[str], tuple[bytes, bytes]]) -> None:

@@ -183,3 +183,16 @@ def test_who_may_not_write_or_read_is_told_where_and_nothing_is_lost(photos: Pat
     (photos / "bob" / "1.jpg").chmod(0)
     assert run("folder", "--source", "photos", "--output", "out")[0] == 0
     assert "bob/1.jpg,unreadable," in (photos.parent / "out" / "skipped.csv").read_text()
+
+
+def test_records_of_another_program_are_not_overwritten(photos: Path, tmp_path: Path) -> None:
+    write_faces(str(tmp_path / "theirs"))
+    before = (tmp_path / "theirs" / "train.rec").read_bytes()
+    with pytest.raises(AppError, match=r"theirs/train\.rec was not made from photographs"):
+        prepare_folder(str(photos), str(tmp_path / "theirs"))
+    assert (tmp_path / "theirs" / "train.rec").read_bytes() == before
+    for _ in range(2):  # one's own are made anew, also after a stop between the records and the names
+        prepare_folder(str(photos), str(tmp_path / "ours"))
+    (tmp_path / "ours" / "people.json").unlink()
+    (tmp_path / "ours" / ".parts").mkdir()
+    prepare_folder(str(photos), str(tmp_path / "ours"))
