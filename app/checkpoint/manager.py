@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from app import storage
+from app.background import Background
 from app.checkpoint.agreement import agree, broadcast
-from app.checkpoint.background import Background
 from app.checkpoint.collect import Keeping, age, choose_victims, delete_checkpoint
 from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.lease import Lease

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from app import storage
+from app.background import Background
 from app.observe.trackers import Trackers
 from app.observe.training_log import TrainingLog
 from app.parsing import dump_json
@@ -47,6 +48,7 @@ class EventLog:
         self._name = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + f"-{os.urandom(2).hex()}"
         self._lines: list[str] = []
         self._flushed = time.monotonic()
+        self._background: Background[None] | None = None
         self._folder: Path | None = None
         self._writer: Any = None
         if enabled and tensorboard:
@@ -105,12 +107,33 @@ class EventLog:
         own = _REFERENCE_TAGS.get(tag) or (rest.removesuffix("/accuracy") if kind == "verification" else "")
         return [tag, own] if own and "/" not in own else [tag]
 
-    def flush(self) -> None:
-        """Upload what there is; a store that fails is warned about, training goes on."""
+    def flush(self, *, wait: bool = False) -> None:
+        """Upload what there is; a store that fails is warned about, training goes on.
+
+        Args:
+            wait: until it is done. Else it is done beside training, once at a time: what comes too late for the upload
+                that is on its way is in the next.
+        """
+        if self.uploading and not wait:
+            return
+        self._flushed = time.monotonic()
+        if self._background is not None:
+            self._background.result()
+            self._background = None
+        if wait:
+            self._upload()
+        elif self.enabled:
+            self._background = Background(self._upload, "events")
+
+    @property
+    def uploading(self) -> bool:
+        """An upload is on its way."""
+        return self._background is not None and not self._background.done
+
+    def _upload(self) -> None:
         self.text.flush()
         if not self.enabled:
             return
-        self._flushed = time.monotonic()
         try:
             text = "".join(line + "\n" for line in self._lines)
             storage.write_bytes(storage.join(self.run_url, "events", f"{self._name}.jsonl"), text.encode())
@@ -123,7 +146,7 @@ class EventLog:
 
     def close(self) -> None:
         """Upload the rest and remove local files."""
-        self.flush()
+        self.flush(wait=True)
         self.trackers.finish()
         self._draw("close")
         if self._folder is not None:

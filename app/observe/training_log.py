@@ -8,7 +8,6 @@ import warnings
 from app import storage
 from app.storage import StorageError
 
-_FLUSH_SECONDS = 60.0
 _KEPT_BYTES = 32 << 20  # of earlier starts
 
 
@@ -47,21 +46,17 @@ class TrainingLog:
         self.url, self.enabled = storage.join(run_url, "training.log"), enabled
         self._earlier: bytes | None = None  # of the starts before; read when first needed
         self._lines: list[str] = []
-        self._flushed = time.monotonic()
 
     def add(self, text: str) -> None:
         """Keep a text, a stamp before each of its lines."""
         if not self.enabled:
             return
         self._lines += [stamp(line) for line in text.splitlines() if line]
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
 
     def flush(self) -> None:
         """Upload what there is; a store that fails is warned about, training goes on."""
         if not self._lines:
             return
-        self._flushed = time.monotonic()
         try:
             if self._earlier is None:
                 there = storage.exists(self.url, optional=True)

@@ -121,11 +121,12 @@ class Loop:
             try:
                 bad = sum(part.bad for part in batch)
                 late = self.world.rank == 0 and self._clock.late
-                notes = Notes(self.stop.received, self.checkpoints.uploading, bad, late)
+                uploading = self.checkpoints.uploading or self.events.uploading
+                notes = Notes(self.stop.received, uploading, bad, late)
                 result = self.trainer.step(self.step, batch, lr, notes)
             except NotFiniteError as error:
                 self.events.add("not_finite", self.step, positions=error.positions)
-                self.events.flush()
+                self.events.flush(wait=True)
                 raise
             self.step += 1
             self._speed.add_step(self.global_batch, result.loss)
@@ -174,6 +175,7 @@ class Loop:
 
     def _start_checkpoint(self) -> None:
         began, self._between = time.perf_counter(), self._clock.seconds
+        self.events.flush()  # the commit waits for it: who starts from there finds a whole curve
         self.checkpoints.start_save(self.trainer.state(self.step, self._meta()))
         self._stall = time.perf_counter() - began
         self._clock.restart()

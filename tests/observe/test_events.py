@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from app import storage
 from app.data.decode import encode_jpeg
 from app.observe.events import EventLog, read_events
-from tests.jobs import ROOT
+from app.observe.figures import Reporter
+from app.train import main as train
+from tests.jobs import ROOT, SMALL, losses, write_faces
 
 
 def test_events_of_all_attempts_are_read_in_order(bucket_url: str) -> None:
@@ -64,7 +68,47 @@ def test_a_store_that_fails_does_not_stop_training(tmp_path: Any) -> None:
     log = EventLog(str(tmp_path / "file"), enabled=True, tensorboard=False)
     log.add("train", 1, loss=1.0)
     with pytest.warns(UserWarning, match="could not be written"):
-        log.flush()
+        log.flush(wait=True)
+
+
+def test_training_does_not_wait_for_the_log_while_a_store_hangs(
+    bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(bucket_url, enabled=True, tensorboard=False)
+    write, comes_back, asked = storage.write_bytes, threading.Event(), []
+
+    def hang(url: str, data: bytes) -> None:
+        asked.append(url)
+        assert comes_back.wait(60)
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", hang)
+    log.add("train", 1, loss=1.5)
+    log.flush()
+    log.add("train", 2, loss=1.25)
+    log.flush()  # one at a time
+    assert log.uploading
+    assert len(asked) <= 1
+    comes_back.set()
+    log.flush(wait=True)
+    assert not log.uploading
+    assert [event["loss"] for event in read_events(bucket_url)] == [1.5, 1.25]
+
+
+def test_a_commit_finds_the_curve_of_all_steps_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed right after a commit, which the next start goes on from, leaves no hole in the curve."""
+
+    def die(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    write_faces(str(tmp_path / "faces"))
+    monkeypatch.setattr(Reporter, "committed", die)
+    where = ["--data.url", str(tmp_path / "faces"), "--output.url", str(tmp_path), "--checkpoint.every-steps", "4"]
+    with pytest.raises(RuntimeError, match="killed"):
+        train([*SMALL, *where])
+    (committed,) = (tmp_path / "orl" / "checkpoints").glob("*/manifest.json")
+    assert committed.parent.name.startswith("step-000000004-")
+    assert set(losses(str(tmp_path))) >= {1, 2, 3, 4}
 
 
 def test_insightfaces_tensorboard_tags_stand_beside_ours(tmp_path: Any) -> None:
@@ -84,7 +128,9 @@ def test_insightfaces_tensorboard_tags_stand_beside_ours(tmp_path: Any) -> None:
 FULL_DISK = """
 import resource, signal
 from app.observe.events import EventLog, read_events
-from tests.jobs import ROOT
+from app.observe.figures import Reporter
+from app.train import main as train
+from tests.jobs import ROOT, SMALL, losses, write_faces
 log = EventLog("memory://run", enabled=True, tensorboard=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # files here may not grow further: as on a full disk
 for step in range(400):
