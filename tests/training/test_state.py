@@ -115,11 +115,11 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_unless_told(tmp_pa
     world = World(0, 1, 0, detect_device("cpu"))
     events = EventLog(str(tmp_path / "run"), enabled=True, tensorboard=False)
     events.add("start", 0)
-    events.flush()
+    events.flush(wait=True)
     (tmp_path / "run" / "events" / "a.jsonl").write_text('[1]\n7\n{"kind": "checkpoint"}\n{"time": "x"}\n{"ti')
     look_for_lost_commits(recipe, world)  # killed before its first commit
     events.add("checkpoint", 30)
-    events.flush()
+    events.flush(wait=True)
     with pytest.raises(CheckpointError, match=r"tells of a checkpoint of step 30, .*--checkpoint.resume never") as told:
         look_for_lost_commits(recipe, world)
     assert not told.value.transient
