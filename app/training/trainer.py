@@ -46,8 +46,9 @@ class NotFiniteError(AppError):
 class Notes:
     """What the ranks tell each other with every step, at no further message; of all ranks together, the sums.
 
-    ``stop``: asked to end after this step. ``uploading``: a checkpoint is on its way. ``bad_records``: samples of the
-    step in whose place others stand. ``late``: rank 0 finds that a checkpoint is due.
+    ``stop``: asked to end after this step. ``uploading``: a checkpoint, or the log that its commit
+    waits for, is on its way. ``bad_records``: samples of the step in whose place others stand. ``late``: rank 0 finds
+    that a checkpoint is due.
     """
 
     stop: int = 0
