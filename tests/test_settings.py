@@ -55,7 +55,7 @@ def test_a_field_without_a_meaning_is_our_own_mistake() -> None:
         ("--train.seed", str(2**70), r"train\.seed must fit 64 bits"),
         ("--train.seed", "1" + 400 * "0", r"train\.seed must fit 64 bits"),
         ("--model.mask-ratio", "-0.5", r"at least 0 and below 1, or -1; got -0\.5"),
-        ("--head.m1", "0.5", r"head\.m1 must be at least 1"),
+        ("--head.m1", "0", r"head\.m1 must be above 0"),
         ("--output.prometheus-port", "70000", r"at least 0 and at most 65535"),
         ("--optim.name", "sdg", r"optim\.name must be one of sgd, adamw; got 'sdg'"),
         ("--train.epochs", "1.5", r"train\.epochs must be a whole number, got '1\.5'"),

@@ -16,7 +16,7 @@ class HeadConfig:
         "combined is cos(m1 theta + m2) - m3: ArcFace, CosFace and their mixtures",
         choices=("combined", "adaface", "curricular", "magface", "elastic", "none"),
     )
-    m1: float = setting(1.0, "of combined: factor of the angle", minimum=1)
+    m1: float = setting(1.0, "of combined: factor of the angle (ArcFace's paper tries 0.9 too)", above=0)
     m2: float = setting(0.5, "of combined and curricular: added to the angle, radians (ArcFace)", minimum=0)
     m3: float = setting(0.0, "of combined: taken off the cosine (CosFace); of adaface: its m, 0 for 0.4", minimum=0)
     adaface_h: float = setting(0.333, "of adaface: how strongly the margin follows the norm", minimum=0)

@@ -65,8 +65,8 @@ class CombinedMargin(Margin):
 
     def __init__(self, m1: float, m2: float, m3: float, *, easy_margin: bool = False, gradient: str = "exact") -> None:
         super().__init__()
-        if m1 < 1 or m2 < 0 or m3 < 0:
-            raise MarginError(f"head.m1 must be at least 1, head.m2 and head.m3 at least 0: got {m1}, {m2}, {m3}")
+        if m1 <= 0 or m2 < 0 or m3 < 0:
+            raise MarginError(f"head.m1 must be above 0, head.m2 and head.m3 at least 0: got {m1}, {m2}, {m3}")
         if gradient not in ("exact", "straight-through"):
             raise MarginError(f"head.gradient must be exact or straight-through, got {gradient!r}")
         self.m1, self.m2, self.m3 = m1, m2, m3
@@ -79,11 +79,19 @@ class CombinedMargin(Margin):
                 moved = torch.cos(self.m1 * torch.acos(cosine) + self.m2) - self.m3
             return cosine + (moved - cosine).detach()
         if self.m1 != 1:
-            # theta from atan2 keeps a finite gradient where acos has none.
-            cosine = torch.cos(self.m1 * torch.atan2(_sine(cosine), cosine))
+            return self._of_multiplied_angle(cosine) - self.m3
         if self.m2:
             cosine = _add_angle(cosine, torch.as_tensor(self.m2), easy_margin=self.easy_margin)
         return cosine - self.m3
+
+    def _of_multiplied_angle(self, cosine: Tensor) -> Tensor:
+        """By the angle itself: past pi, where m1 * theta may be, its cosine does not tell on which side it is."""
+        # theta from atan2 keeps a finite gradient where acos has none.
+        theta = self.m1 * torch.atan2(_sine(cosine), cosine)
+        plain, moved = torch.cos(theta), torch.cos(theta + self.m2)
+        if self.easy_margin:
+            return torch.where(plain > 0, moved, plain)
+        return torch.where(theta + self.m2 < math.pi, moved, plain - self.m2 * math.sin(self.m2))
 
 
 class AdaFace(Margin):
@@ -113,7 +121,8 @@ class AdaFace(Margin):
     def observe(self, values: Tensor) -> None:
         norms = values.detach().clamp(1e-3, 100)
         self.mean.lerp_(norms.mean(), self.t_alpha)
-        self.std.lerp_(norms.std(), self.t_alpha)
+        if len(norms) > 1:  # one sample has no deviation: it would be NaN, and so every margin after it
+            self.std.lerp_(norms.std(), self.t_alpha)
 
 
 class Curricular(Margin):

@@ -33,6 +33,14 @@ def test_adaface_is_the_papers_formula() -> None:
     assert float(margin.std) == pytest.approx(0.8 * std + 0.2 * NORMS.std(ddof=1))
 
 
+def test_a_batch_of_one_sample_leaves_adafaces_deviation_alone() -> None:
+    margin = make_margin(HeadConfig(margin="adaface"))
+    assert isinstance(margin, AdaFace)
+    margin.observe(torch.tensor([30.0]))
+    assert float(margin.mean) == pytest.approx(20.1)
+    assert float(margin.std) == 100.0
+
+
 def test_magface_is_the_papers_formula() -> None:
     """m(a) is linear between the norms' bounds, g(a) = a / u_a^2 + 1 / a (arXiv:2103.06627, section 3.2 and eq. 9)."""
     margin = make_margin(

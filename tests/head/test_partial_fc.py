@@ -47,6 +47,10 @@ CASES = [
     Case(classes=40, rate=0.0, labels=5, sub_centres=2),
     Case(classes=40, optimizer="adamw", rate=0.4, update="dense", sub_centres=3),
     Case(classes=40, optimizer="adamw", rate=0.4, margin=("curricular", 1.0, 0.5, 0.0)),
+    Case(classes=29, margin=("combined", 0.9, 0.4, 0.15)),  # of the paper's table 2
+    Case(classes=29, margin=("combined", 2.0, 0.5, 0.1)),  # the angle passes pi, and the cosine does not tell
+    Case(classes=29, margin=("combined", 3.0, 0.3, 0.0), easy_margin=True),
+    Case(classes=4, batch=60, labels=1, rate=1e-9, margin=("combined", 2.0, 0.0, 0.2)),
 ]
 STEPS = 3
 
