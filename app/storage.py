@@ -26,7 +26,7 @@ from fsspec.spec import AbstractBufferedFile
 from app import errors, store_errors
 from app.errors import AppError
 from app.patience import patiently
-from app.store_requests import hurry_parts, in_time, is_s3, read_side_by_side, read_whole
+from app.store_requests import hurry_parts, in_time, is_s3, list_page, read_side_by_side, read_whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -266,6 +266,30 @@ def list_names(url: str) -> list[str]:
     prefix = path.rstrip("/")
     names = (str(entry).rstrip("/") for entry in entries)
     return sorted(name.rsplit("/", 1)[-1] for name in names if name != prefix)
+
+
+def list_tree(url: str) -> Iterator[tuple[str, int]]:
+    """Objects at any depth under a folder URL, by their paths from it on, with their bytes; in no certain order.
+
+    A name that ends in a slash is a folder, which a store tells where somebody made an object of that name. Of S3 no
+    more than a page of the list is in memory.
+    """
+    found, after = _list_tree(url, "")
+    yield from found
+    while after:
+        found, after = _list_tree(url, after)
+        yield from found
+
+
+@_patient
+def _list_tree(url: str, after: str) -> tuple[list[tuple[str, int]], str]:
+    filesystem, path = open_filesystem(url)
+    with explained(url, "list"):
+        if is_s3(filesystem):
+            return list_page(filesystem, path, url, after)
+        found = in_time(filesystem, url, "find", path, detail=True)
+    base = path.rstrip("/") + "/"
+    return [(name.removeprefix(base), int(about.get("size") or 0)) for name, about in found.items()], ""
 
 
 @_patient

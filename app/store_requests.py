@@ -49,6 +49,21 @@ def in_time(
     return sync(filesystem.loop, ask)
 
 
+def list_page(filesystem: Any, path: str, url: str, after: str) -> tuple[list[tuple[str, int]], str]:
+    """Keys under S3's folder ``path``, from there on, with their bytes; some thousand, and what the next page is after.
+
+    Args:
+        after: empty for the first page. An empty one comes back with the last.
+    """
+    bucket, prefix, _ = filesystem.split_path(path.rstrip("/"))
+    prefix = f"{prefix}/" if prefix else ""
+    more = {"ContinuationToken": after} if after else {}
+    wanted = {"Bucket": bucket, "Prefix": prefix, **more, **filesystem.req_kw}
+    page = in_time(filesystem, url, "call_s3", "list_objects_v2", **wanted)
+    names = [(found["Key"].removeprefix(prefix), int(found["Size"])) for found in page.get("Contents", [])]
+    return names, page["NextContinuationToken"] if page.get("IsTruncated") else ""
+
+
 def read_whole(filesystem: Any, path: str, url: str) -> bytes:
     """The whole object."""
     if not isinstance(filesystem, AsyncFileSystem):

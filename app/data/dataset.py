@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
-from app.data.index import RecordIndex, index_folder, open_index
+from app.data.index import RecordIndex, open_index
+from app.data.node_arrays import node_folder
 from app.data.record_writer import index_url
 from app.data.recordio import EXACT, MAX_CLASSES, ImageHeader, RecordError, unpack_image, unpack_record
 from app.storage import ObjectInfo
@@ -57,7 +58,7 @@ def open_dataset(folder: str) -> Dataset:
     """
     url = storage.join(folder, "train.rec")
     identity = storage.info(url)
-    index = open_index(identity, index_url(url), folder=index_folder())
+    index = open_index(identity, index_url(url), folder=node_folder())
     images, identities, num_classes = _find_images(url, index)
     starts, stops = index.bounds[:-1], index.bounds[1:]
     keys = index.keys[images]

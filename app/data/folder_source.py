@@ -26,8 +26,8 @@ class FolderSource:
     """Images under ``url/PERSON/``; classes are the subfolders in the order of their names. See ``Source``.
 
     Links are followed; what systems leave beside pictures (``.thumbs``, ``._1.jpg``, ``__MACOSX``) is none, and a
-    subfolder without an image is no class. Each image is a request of its own: for more than some ten thousand images
-    ``app.prepare folder`` makes a ``.rec``.
+    subfolder without an image is no class, which is said. Each image is a request of its own, and each process lists
+    them all: for more than some ten thousand images ``app.prepare folder`` makes a ``.rec``.
 
     Raises:
         NoImagesError: there is no image one level down.
@@ -36,26 +36,15 @@ class FolderSource:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        images = _list_images(url)
-        files = [(name, size) for name, size in images if name.count("/") == 1]
-        if not files:
-            raise NoImagesError(f"{storage.redact(url)} holds neither train.rec nor subfolders with images")
-        if deeper := [name for name, _ in images if name.count("/") > 1]:
-            raise SourceError(
-                f"{storage.redact(url)}: {len(files)} images lie one level down, in a subfolder a person, but "
-                f"{len(deeper)} deeper, such as {deeper[0]}: name the folder above the people, or make a .rec of it "
-                "with app.prepare folder"
-            )
-        if loose := len(images) - len(files):
-            warnings.warn(f"{storage.redact(url)}: {loose} images in no person's subfolder are left out", stacklevel=2)
+        files = _list_files(url)
+        sizes = [size for _, size in files]
         self._names = [name for name, _ in files]
-        people = sorted({name.split("/")[0] for name in self._names})
-        numbers = {person: number for number, person in enumerate(people)}
-        self.people = people
-        self._labels = [numbers[name.split("/")[0]] for name in self._names]
-        self.num_classes = len(people)
-        self.record_bytes = sum(size for _, size in files) / len(files)
-        self.tag = "folder-" + hashlib.sha256(repr(files).encode()).hexdigest()[:32]
+        self.people = sorted({name.partition("/")[0] for name in self._names})
+        numbers = {person: number for number, person in enumerate(self.people)}
+        self._labels = np.fromiter((numbers[name.partition("/")[0]] for name in self._names), np.int64, len(files))
+        self.num_classes = len(self.people)
+        self.record_bytes = sum(sizes) / len(files)
+        self.tag = "folder-" + _hash(files)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._requests = self._bytes = 0
 
@@ -87,30 +76,74 @@ class FolderSource:
         return {"requests": self._requests, "bytes_read": self._bytes}
 
 
-def _list_images(url: str) -> list[tuple[str, int]]:
-    """Paths of all images from the folder on, at any depth, with their bytes; sorted."""
-    filesystem, root = storage.open_filesystem(url)
-    with storage.explained(url, "list"):
-        if storage.is_local(filesystem):
-            found = list(_walk(root, (os.path.realpath(root),)))
+def _list_files(url: str) -> list[tuple[str, int]]:
+    """Paths of the images one level down, from the folder on, with their bytes; sorted."""
+    shown = storage.redact(url)
+    files: list[tuple[str, int]] = []
+    subfolders: set[str] = set()
+    loose, deeper = 0, list[str]()
+    for name, size in _walk_any(url):
+        person, inside, rest = name.partition("/")
+        if inside and person not in subfolders and not _is_system(person):
+            subfolders.add(person)
+        if not name.lower().endswith(SUFFIXES) or _is_system(name):
+            continue
+        if not inside:
+            loose += 1
+        elif "/" in rest:
+            deeper.append(name)
         else:
-            found = [(path, int(info.get("size") or 0)) for path, info in filesystem.find(root, detail=True).items()]
-    base = root.rstrip("/") + "/"
-    names = ((path.removeprefix(base), size) for path, size in found)
-    return sorted((name, size) for name, size in names if name.lower().endswith(SUFFIXES) and not _is_system(name))
+            files.append((name, size))
+    if not files:
+        raise NoImagesError(f"{shown} holds neither train.rec nor subfolders with images")
+    if deeper:
+        raise SourceError(
+            f"{shown}: {len(files)} images lie one level down, in a subfolder a person, but {len(deeper)} deeper, such "
+            f"as {min(deeper)}: name the folder above the people, or make a .rec of it with app.prepare folder"
+        )
+    if loose:
+        warnings.warn(f"{shown}: {loose} images in no person's subfolder are left out", stacklevel=3)
+    if empty := subfolders - {name.partition("/")[0] for name, _ in files}:
+        warnings.warn(
+            f"{shown}: {len(empty)} of {len(subfolders)} subfolders hold no image, such as {min(empty)!r}: they are no "
+            "classes",
+            stacklevel=3,
+        )
+    files.sort()
+    return files
 
 
-def _walk(folder: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Files at any depth, through links too, unless one leads back to a folder above it."""
+def _hash(files: list[tuple[str, int]]) -> str:
+    """Of the list's text, which for a million files is long."""
+    digest = hashlib.sha256(b"[")
+    for number, file in enumerate(files):
+        digest.update(f"{', ' if number else ''}{file!r}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()[:32]
+
+
+def _walk_any(url: str) -> Iterator[tuple[str, int]]:
+    """Files at any depth by their paths from the folder on, with their bytes; a name ending in a slash is a folder."""
+    filesystem, root = storage.open_filesystem(url)
+    if not storage.is_local(filesystem):
+        yield from storage.list_tree(url)
+        return
+    with storage.explained(url, "list"):
+        yield from _walk(root, "", (os.path.realpath(root),))
+
+
+def _walk(folder: str, base: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Through links too, unless one leads back to a folder above it."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
                 if real not in above and not _is_system(entry.name):
-                    yield from _walk(entry.path, (*above, real))
+                    yield f"{base}{entry.name}/", 0
+                    yield from _walk(entry.path, f"{base}{entry.name}/", (*above, real))
             elif entry.is_file():  # neither a pipe nor a link to nowhere
-                yield entry.path, entry.stat().st_size
+                yield base + entry.name, entry.stat().st_size
 
 
 def _is_system(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return name.startswith(".") or "/." in name or ("__MACOSX" in name and "__MACOSX" in name.split("/"))

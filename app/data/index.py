@@ -1,38 +1,26 @@
 """Where the records of a ``.rec`` file lie: its ``.idx`` read once a node, or made again by scanning the records.
 
-The first process of a node parses the index in pieces and leaves two int64 arrays in a folder of local files; all
-others map them. A file is told by URL, size and version tag, so that a new upload is parsed anew. Where no folder can
-be written, each process holds the arrays itself.
+The first process of a node parses the index in pieces and leaves two int64 arrays; all others map them. A file is told
+by URL, size and version tag, so that a new upload is parsed anew.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
-import fcntl
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
+from app.data.node_arrays import STEP, Arrays, Column, share
 from app.data.recordio import MAGIC, MAX_PART_BYTES, PART, RecordError
 from app.data.scan import scan_records
+from app.data.text_lines import whole_lines
 from app.storage import ObjectInfo, StorageError
-
-_PIECE = 8 << 20  # bytes of text that are parsed at a time
-_STEP = 1 << 20  # entries that are looked at together
-_KEEP = 8  # indexes left in the folder
 
 
 @dataclass(frozen=True)
@@ -47,18 +35,6 @@ class RecordIndex:
     bounds: NDArray[np.int64]
     hash: str
     ascending: bool
-
-
-def index_folder() -> Path | None:
-    """A folder on the node's disk that only this user can write, or None where there is none."""
-    folder = Path(tempfile.gettempdir()) / f"arcface-index-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.stat()
-        safe = status.st_uid == os.getuid() and not status.st_mode & 0o022 and not folder.is_symlink()
-        return folder if safe and os.access(folder, os.W_OK) else None
-    except OSError:
-        return None
 
 
 def open_index(record: ObjectInfo, url: str, *, folder: Path | None = None) -> RecordIndex:
@@ -77,71 +53,27 @@ def open_index(record: ObjectInfo, url: str, *, folder: Path | None = None) -> R
         if error.kind != "absent":
             raise
         text = None
-    if folder is None:
-        return _make(record, url, text, None)
-    name = hashlib.sha256("\0".join([repr(record), repr(text)]).encode()).hexdigest()[:32]
-    path = folder / name
-    try:
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the others of this node wait for the first
-            # It may be gone, taken for an old one, or incomplete after a crash: then it is made anew.
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                return _load(path)
-            return _publish(path, record, url, text)
-    except OSError as error:
-        warnings.warn(f"{folder}: no shared index ({error}): every process holds its own", stacklevel=2)
-        return _make(record, url, text, None)
+    if not (record.tag and (text is None or text.tag)):
+        folder = None  # of two uploads of one size nobody could tell which was parsed
+    made = share(folder, f"{record!r} {text!r}", lambda place: _make(record, url, text, place))
+    arrays, about = made.arrays, made.about
+    return RecordIndex(arrays["keys"], arrays["bounds"], str(about["hash"]), bool(about["ascending"]))
 
 
-def _publish(path: Path, record: ObjectInfo, url: str, text: ObjectInfo | None) -> RecordIndex:
-    shutil.rmtree(path, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix="new-", dir=path.parent))
-    try:
-        index = _make(record, url, text, temporary)
-        details = {"hash": index.hash, "ascending": index.ascending}
-        (temporary / "index.json").write_text(json.dumps(details))
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    loaded = _load(path)
-    _forget_old(path.parent)
-    return loaded
-
-
-def _forget_old(folder: Path) -> None:
-    """Delete all but the indexes that were used last: who has mapped one keeps it."""
-    found = []
-    for details in folder.glob("*/index.json"):
-        with contextlib.suppress(FileNotFoundError):  # another process deletes too
-            found.append((details.stat().st_mtime_ns, details.parent))
-    for _, old in sorted(found)[:-_KEEP]:
-        if not old.name.startswith("new-"):
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _load(path: Path) -> RecordIndex:
-    os.utime(path / "index.json")  # used now: not among the first to go
-    details = json.loads((path / "index.json").read_text())
-    keys, bounds = (np.memmap(path / name, dtype=np.int64, mode="r") for name in ("keys", "bounds"))
-    if len(bounds) != len(keys) + 1:
-        raise ValueError(f"{path}: {len(keys)} keys and {len(bounds)} bounds")
-    return RecordIndex(keys, bounds, str(details["hash"]), bool(details["ascending"]))
-
-
-def _make(record: ObjectInfo, url: str, text: ObjectInfo | None, folder: Path | None) -> RecordIndex:
+def _make(record: ObjectInfo, url: str, text: ObjectInfo | None, folder: Path | None) -> Arrays:
     """Parse or scan; with a folder the arrays are written there piece by piece, and no process ever holds them."""
     if text is None:
         warnings.warn(f"{storage.redact(url)} does not exist: it is made again by reading {record.url}", stacklevel=2)
         pairs = iter([scan_records(record)])
-        index = _collect(pairs, record, url, folder)
-        _keep_index(url, index)
-        return index
-    return _collect(_parse_pieces(text), record, url, folder)
+        made = _collect(pairs, record, url, folder)
+        _keep_index(url, made.arrays["keys"], made.arrays["bounds"])
+        return made
+    return _collect((parse_lines(url, lines) for lines in whole_lines(text, b"\n\r")), record, url, folder)
 
 
-def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, folder: Path | None) -> RecordIndex:
+def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, folder: Path | None) -> Arrays:
     """Check the pairs (key, start), sort them where they are not, and hash them."""
-    with _Column(folder, "keys") as keys, _Column(folder, "bounds") as bounds:
+    with Column(folder, "keys") as keys, Column(folder, "bounds") as bounds:
         for pairs in pieces:
             keys.append(pairs[:, 0])
             bounds.append(pairs[:, 1])
@@ -157,54 +89,15 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
     _check_end(int(all_bounds[-2]), record, url)
     digest = hashlib.sha256()
     for array in (all_keys, all_bounds):
-        for start in range(0, len(array), _STEP):
-            digest.update(np.ascontiguousarray(array[start : start + _STEP]).data)
-    return RecordIndex(all_keys, all_bounds, digest.hexdigest(), _is_ascending(all_keys))
-
-
-class _Column:
-    """An int64 array that grows, in a file or in memory."""
-
-    def __init__(self, folder: Path | None, name: str) -> None:
-        self._path = folder / name if folder else None
-        self._file: Any = self._path.open("wb") if self._path else None
-        self._parts: list[NDArray[np.int64]] = []
-        self.length = 0
-        self.array: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-    def append(self, values: NDArray[np.int64]) -> None:
-        self.length += len(values)
-        if self._file is None:
-            self._parts.append(values.copy())
-        else:
-            self._file.write(np.ascontiguousarray(values).data)
-
-    def reorder(self, order: NDArray[np.int64], *behind: int) -> None:
-        """The values at ``order``, and some behind them."""
-        if self._path is None:
-            self.array = np.append(self.array[order], behind).astype(np.int64)
-            return
-        new = self._path.with_suffix(".new")
-        with new.open("wb") as file:
-            for start in range(0, len(order), _STEP):
-                file.write(self.array[order[start : start + _STEP]].data)
-            file.write(np.array(behind, dtype=np.int64).data)
-        new.replace(self._path)
-        self.array = np.memmap(self._path, np.int64, "r")
-
-    def __enter__(self) -> _Column:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if kind is None:
-            self.array = np.memmap(self._path, np.int64, "r") if self._path else np.concatenate(self._parts)
+        for start in range(0, len(array), STEP):
+            digest.update(np.ascontiguousarray(array[start : start + STEP]).data)
+    about = {"hash": digest.hexdigest(), "ascending": _is_ascending(all_keys)}
+    return Arrays({"keys": all_keys, "bounds": all_bounds}, about)
 
 
 def _pairwise(test: Callable[[NDArray[np.int64]], bool], array: NDArray[np.int64]) -> bool:
     """Whether a test of neighbours holds everywhere, without an array as long as the index."""
-    return all(test(array[start : start + _STEP + 1]) for start in range(0, max(1, len(array) - 1), _STEP))
+    return all(test(array[start : start + STEP + 1]) for start in range(0, max(1, len(array) - 1), STEP))
 
 
 def _is_ascending(array: NDArray[np.int64]) -> bool:
@@ -215,8 +108,8 @@ def _file_order(keys: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[n
     """Indices of the pairs by their starts; a pair that stands there twice counts once."""
     order = np.argsort(starts, kind="stable")
     first = np.ones(len(order), dtype=bool)
-    for base in range(1, len(order), _STEP):
-        part = order[base - 1 : base + _STEP]
+    for base in range(1, len(order), STEP):
+        part = order[base - 1 : base + STEP]
         first[base : base + len(part) - 1] = (np.diff(keys[part]) != 0) | (np.diff(starts[part]) != 0)
     return order if first.all() else order[first]
 
@@ -256,30 +149,6 @@ def _check_end(start: int, record: ObjectInfo, url: str) -> None:
         )
 
 
-def _parse_pieces(text: ObjectInfo) -> Iterator[NDArray[np.int64]]:
-    """Pairs (key, start), int64 [n, 2], of whole lines; the next piece is fetched while one is parsed."""
-    rest = b""
-    with ThreadPoolExecutor(2) as pool:
-        starts = range(0, text.size, _PIECE)
-        read = [pool.submit(_read_piece, text, start) for start in starts[:2]]
-        for number in range(len(starts)):
-            piece = read.pop(0).result()
-            if not number:
-                piece = piece.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it there
-            if number + 2 < len(starts):
-                read.append(pool.submit(_read_piece, text, starts[number + 2]))
-            end = max(piece.rfind(b"\n"), piece.rfind(b"\r")) + 1
-            if end:
-                yield parse_lines(text.url, rest + piece[:end])
-            rest = piece[end:] if end else rest + piece
-    if rest.strip():
-        yield parse_lines(text.url, rest)
-
-
-def _read_piece(text: ObjectInfo, start: int) -> bytes:
-    return storage.read_range(text.url, start, min(start + _PIECE, text.size))
-
-
 def parse_lines(url: str, text: bytes) -> NDArray[np.int64]:
     """Lines ``key\\toffset``, whatever ends them, as int64 [lines, 2].
 
@@ -305,13 +174,13 @@ def parse_lines(url: str, text: bytes) -> NDArray[np.int64]:
     return numbers.reshape(-1, 2)
 
 
-def _keep_index(url: str, index: RecordIndex) -> None:
+def _keep_index(url: str, keys: NDArray[np.int64], bounds: NDArray[np.int64]) -> None:
     """Leave a scanned index beside its records, where that is allowed."""
     lines = (
         f"{key}\t{start}\n"
-        for base in range(0, len(index.keys), 1 << 16)
+        for base in range(0, len(keys), 1 << 16)
         for key, start in zip(
-            index.keys[base : base + (1 << 16)].tolist(), index.bounds[base : base + (1 << 16)].tolist(), strict=False
+            keys[base : base + (1 << 16)].tolist(), bounds[base : base + (1 << 16)].tolist(), strict=False
         )
     )
     try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app import storage
 from app.data.chunk_cache import ChunkCache
 from app.data.dataset import Dataset
 from app.data.identities import classes_without_image
-from app.data.label_list import read_labels
+from app.data.label_list import open_labels
+from app.data.node_arrays import node_folder
 from app.data.reader import RecordReader
 from app.data.recordio import unpack_plain_image
 from app.data.source import Sample
@@ -39,15 +41,21 @@ class RecordSource:
         self.url, self.num_classes, self.tag = dataset.url, dataset.num_classes, dataset.tag
         self.record_bytes = dataset.record_bytes
         self._cache: ChunkCache | None = None
-        if cache is not None:
+        if cache is not None and not dataset.object.tag:
+            warnings.warn(
+                f"data.cache: the server of {storage.redact(self.url)} tells neither ETag nor date: another upload "
+                "could not be told from this one, so nothing is kept",
+                stacklevel=2,
+            )
+        elif cache is not None:
             self._cache = ChunkCache(dataset.object, self.reader.fetch, *cache)
             self.reader.fetch = self._cache.fetch
         self.labels_url = labels
         self._labels: NDArray[np.int64] | None = None
         if labels:
-            self._labels = read_labels(labels, dataset.keys)
-            self.num_classes = int(self._labels.max()) + 1
-            self.tag += "-" + hashlib.sha256(self._labels.tobytes()).hexdigest()[:16]
+            listed = open_labels(labels, dataset.keys, dataset.tag, folder=node_folder())
+            self._labels, self.num_classes = listed.labels, listed.num_classes
+            self.tag += "-" + listed.hash[:16]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -72,7 +80,9 @@ class RecordSource:
     def classes_without_image(self) -> list[int]:
         """Classes whose identity record is an empty range; none where the file has no identity records."""
         if self._labels is not None:
-            return np.setdiff1d(np.arange(self.num_classes), self._labels).tolist()
+            empty = np.ones(self.num_classes, dtype=bool)
+            empty[self._labels] = False
+            return np.flatnonzero(empty).tolist()
         return classes_without_image(self.dataset)
 
     def figures(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app.data.dataset import open_dataset
-from app.data.label_list import read_labels
+from app.data.label_list import open_labels
 from app.data.prepare.alignment import read_landmarks
 from app.data.prepare.pair_list import read_pairs
 from app.data.prepare.reorder import read_people
@@ -160,9 +160,9 @@ LISTS: dict[str, tuple[Callable[[Path], object], bytes]] = {
     "index: beyond int64": (_index, b"0\t0\n1\t99999999999999999999\n"),
     "index: fractions": (_index, b"0\t0\n1.5\t48\n"),
     "index: one line": (_index, b"1" * 2_000_000),
-    "labels: beyond float64": (lambda url: read_labels(str(url / "given"), np.array([1])), b"1\t1e999\ta\n"),
-    "labels: NaN": (lambda url: read_labels(str(url / "given"), np.array([1])), b"1\tnan\ta\n"),
-    "labels: digits": (lambda url: read_labels(str(url / "given"), np.array([1])), b"9" * 5000 + b"\t1\ta\n"),
+    "labels: beyond float64": (lambda url: open_labels(str(url / "given"), np.array([1]), ""), b"1\t1e999\ta\n"),
+    "labels: NaN": (lambda url: open_labels(str(url / "given"), np.array([1]), ""), b"1\tnan\ta\n"),
+    "labels: digits": (lambda url: open_labels(str(url / "given"), np.array([1]), ""), b"9" * 5000 + b"\t1\ta\n"),
     "table of points: blanks": (lambda url: read_landmarks(str(url / "given")), b"a" + b" " * 3_000_000 + b"1"),
     "table of points: a long cell": (lambda url: read_landmarks(str(url / "given")), b'"' + b"a" * 200_000 + b'",1'),
     "table of points: infinite": (lambda url: read_landmarks(str(url / "given")), b"a.jpg" + b",1e999" * 10),

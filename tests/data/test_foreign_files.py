@@ -16,7 +16,7 @@ from app import storage
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
 from app.data.decode import encode_jpeg
-from app.data.label_list import read_labels
+from app.data.label_list import open_labels
 from app.data.mixture import Mixture
 from app.data.record_writer import RecordWriter
 from app.data.recordio import ImageHeader, pack_image
@@ -173,10 +173,10 @@ LISTS = {
 
 @pytest.mark.parametrize("kind", LISTS)
 def test_a_list_of_labels_however_it_is_written(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.data.label_list._PIECE", 7)
+    monkeypatch.setattr("app.data.text_lines.PIECE", 7)
     (tmp_path / "x.lst").write_bytes(LISTS[kind].encode())
     keys = np.arange(12, 0, -1)
-    assert read_labels(str(tmp_path / "x.lst"), keys).tolist() == [(key - 1) // 4 for key in keys.tolist()]
+    assert open_labels(str(tmp_path / "x.lst"), keys, "").labels.tolist() == [(key - 1) // 4 for key in keys.tolist()]
 
 
 @pytest.mark.parametrize(
@@ -196,16 +196,16 @@ def test_a_list_of_labels_however_it_is_written(tmp_path: Path, kind: str, monke
 def test_a_line_that_is_wrong_is_told(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "x.lst").write_text("\n".join([*LINES, line]))
     with pytest.raises(AppError, match=message):
-        read_labels(str(tmp_path / "x.lst"), np.arange(1, 13))
+        open_labels(str(tmp_path / "x.lst"), np.arange(1, 13), "")
     (tmp_path / "x.lst").write_text("\n".join(["1\tx\ty\tz", *LINES[1:]]))
     with pytest.raises(AppError, match="line 1"):
-        read_labels(str(tmp_path / "x.lst"), np.arange(1, 13))
+        open_labels(str(tmp_path / "x.lst"), np.arange(1, 13), "")
 
 
 def test_an_empty_list_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.lst").write_text("")
     with pytest.raises(AppError, match=r"x\.lst: no label for the record with key 1"):
-        read_labels(str(tmp_path / "x.lst"), np.arange(1, 4))
+        open_labels(str(tmp_path / "x.lst"), np.arange(1, 4), "")
 
 
 def test_folders_are_read_through_links_and_without_what_systems_leave(tmp_path: Path) -> None:
@@ -215,7 +215,8 @@ def test_folders_are_read_through_links_and_without_what_systems_leave(tmp_path:
     (folder / "zoe").symlink_to(folder / "bob")
     (folder / "loop").symlink_to(folder)
     (tmp_path / "link").symlink_to(folder)
-    assert labels_of(tmp_path / "link") == [5, 4, 4]
+    with pytest.warns(UserWarning, match=r"1 of 4 subfolders hold no image, such as 'nobody': they are no classes"):
+        assert labels_of(tmp_path / "link") == [5, 4, 4]
     assert labels_of(f"{folder}/") == [5, 4, 4]
     assert labels_of(os.path.relpath(folder)) == [5, 4, 4]
 
@@ -223,6 +224,38 @@ def test_folders_are_read_through_links_and_without_what_systems_leave(tmp_path:
 def test_names_in_folders_mean_nothing(tmp_path: Path) -> None:
     names = [f"{person}/{'n' * 200}{number}[*]? #%41.jpg" for person in ("ü ñ", "d[1]", "y" * 250) for number in (1, 2)]
     assert labels_of(write_folder(tmp_path, *names)) == [2, 2, 2]
+
+
+def test_people_without_an_image_are_said_once(tmp_path: Path, bucket_url: str) -> None:
+    for name in (*FOLDER, "cid/notes.txt", "dan/.hidden.jpg", ".git/config"):
+        write_folder(tmp_path, name)
+        storage.write_bytes(storage.join(bucket_url, name), JPEG)
+    (tmp_path / "eve").mkdir()
+    filesystem, path = storage.open_filesystem(bucket_url)
+    filesystem.pipe_file(f"{path}/eve/", b"")  # as consoles of stores make a folder
+    for url in (tmp_path, bucket_url):
+        with pytest.warns(UserWarning, match="subfolders hold no image") as said:
+            assert labels_of(url) == [4, 4]
+        texts = [str(w.message) for w in said if "subfolders" in str(w.message)]
+        assert len(texts) == 1
+        assert "3 of 5 subfolders hold no image, such as 'cid'" in texts[0]
+
+
+def test_a_folder_of_more_images_than_a_page_of_the_list(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FOLDER:
+        storage.write_bytes(storage.join(bucket_url, name), JPEG)
+    filesystem, _ = storage.open_filesystem(bucket_url)
+    monkeypatch.setattr(filesystem, "req_kw", {"MaxKeys": 3})
+    pages: list[str] = []
+    page = storage.list_page
+
+    def counted(*arguments: object) -> tuple[list[tuple[str, int]], str]:
+        pages.append(str(arguments[-1]))
+        return page(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "list_page", counted)
+    assert sorted(storage.list_tree(f"{bucket_url}/")) == [(name, len(JPEG)) for name in FOLDER]
+    assert len(set(pages)) >= 3
 
 
 def test_images_in_nobodys_folder_are_said_and_deeper_ones_refused(tmp_path: Path) -> None:

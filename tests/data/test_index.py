@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from app import storage
 from app.data import index as index_module
+from app.data import node_arrays
 from app.data.dataset import Dataset, open_dataset
 from app.data.decode import encode_jpeg
-from app.data.index import RecordIndex, _Column, open_index, parse_lines
+from app.data.index import open_index, parse_lines
+from app.data.node_arrays import Arrays, Column
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import MAGIC, ImageHeader, RecordError, pack_image
 from app.data.scan import scan_records
@@ -62,8 +64,8 @@ def test_an_index_of_another_tool_is_the_same_index(tmp_path: Path, kind: str, m
     elif kind == "twice":
         path.write_text("\n".join(lines + lines) + "\n")
     else:
-        monkeypatch.setattr(index_module, "_PIECE", 5)
-        monkeypatch.setattr("app.data.dataset.index_folder", lambda: None)
+        monkeypatch.setattr("app.data.text_lines.PIECE", 5)
+        monkeypatch.setattr("app.data.dataset.node_folder", lambda: None)
     found = open_dataset(str(tmp_path))
     assert same(expected, found)
     assert found.tag == expected.tag
@@ -168,7 +170,8 @@ def test_a_copy_of_the_files_is_the_same_data(tmp_path: Path) -> None:
 @pytest.fixture
 def one_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[storage.ObjectInfo, str, Path]:
     """A dataset, its index's URL, and a folder that keeps a single parsed index."""
-    monkeypatch.setattr(index_module, "_KEEP", 1)
+    monkeypatch.setattr(node_arrays, "_KEEP", 1)
+    monkeypatch.setattr(node_arrays, "_IN_USE", 0.0)
     write_faces(str(tmp_path / "set"), classes=2, per_class=2)
     folder = tmp_path / "index"
     folder.mkdir()
@@ -189,16 +192,48 @@ def test_an_index_that_another_process_takes_for_an_old_one_is_made_anew(
 ) -> None:
     record, url, folder = one_of_many
     expected = open_index(record, url, folder=folder).hash
-    load, turns = index_module._load, [1]
+    load, turns = node_arrays._load, [1]
 
-    def raced(path: Path) -> RecordIndex:
+    def raced(path: Path) -> Arrays:
         if turns and turns.pop():
             shutil.rmtree(path)  # between the look and the reading
         return load(path)
 
-    monkeypatch.setattr(index_module, "_load", raced)
+    monkeypatch.setattr(node_arrays, "_load", raced)
     assert open_index(record, url, folder=folder).hash == expected
     assert len(list(folder.glob("*/index.json"))) == 1
+
+
+def test_indexes_that_a_start_uses_now_stay_however_many(
+    one_of_many: tuple[storage.ObjectInfo, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_arrays, "_IN_USE", 3600.0)
+    record, url, folder = one_of_many
+    for _ in range(2):  # the second process of the node
+        for number in range(12):
+            open_index(replace(record, tag=str(number)), url, folder=folder)
+        monkeypatch.setattr(index_module, "_make", None)
+
+
+def test_what_another_boot_left_is_not_believed(
+    one_of_many: tuple[storage.ObjectInfo, str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record, url, folder = one_of_many
+    (tmp_path / "boot").write_text("the second")
+    before = open_index(record, url, folder=folder)
+    (path,) = folder.glob("*/keys")
+    path.write_bytes(bytes(path.stat().st_size))  # as a file system may leave what was not yet on the disk
+    monkeypatch.setattr(node_arrays, "_BOOT", tmp_path / "boot")
+    assert open_index(record, url, folder=folder).hash == before.hash
+    assert open_index(record, url, folder=folder).keys.tolist() == list(range(len(before.keys)))
+
+
+def test_files_whose_version_nobody_tells_share_nothing(
+    one_of_many: tuple[storage.ObjectInfo, str, Path],
+) -> None:
+    record, url, folder = one_of_many
+    assert len(open_index(replace(record, tag=""), url, folder=folder).keys) == 7
+    assert not list(folder.glob("*/index.json"))
 
 
 def test_old_indexes_are_cleared_away_by_many_at_once(
@@ -235,8 +270,8 @@ def test_a_full_disk_leaves_each_process_its_own_index(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    append = _Column.append
-    monkeypatch.setattr(_Column, "append", lambda self, values: full() if self._file else append(self, values))
+    append = Column.append
+    monkeypatch.setattr(Column, "append", lambda self, values: full() if self._file else append(self, values))
     with pytest.warns(UserWarning, match="No space left on device"):
         assert len(open_index(record, url, folder=folder).keys) == 7
     assert not list(folder.glob("*/index.json"))
