@@ -23,6 +23,9 @@ FREE_PIXELS, PIXELS_PER_BYTE, MAX_PIXELS = 2 << 20, 80, 1 << 27
 # A progressive JPEG comes in about ten scans; each may cover the whole image in a few bytes, and takes its time again.
 MAX_SCANS = 100
 _SCAN = b"\xff\xda"
+# A face of so many bytes is decoded in a fraction of a second even if it were nothing but scans, and searching for
+# them would take a twentieth of the decoding.
+_FEW_SCANS = 1 << 14
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # after a scan; what is stuffed or restarts belongs to it
 
 # Pillow's own warning about large images; the check above is stricter.
@@ -120,7 +123,8 @@ def decode_into(data: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8] | None
         RecordError: as ``decode_image``.
     """
     if data[:2] == b"\xff\xd8":
-        check_scans(data)
+        if len(data) > _FEW_SCANS:
+            check_scans(data)
         try:
             image: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
             return None if image.shape == out.shape else image.copy()

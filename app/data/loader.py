@@ -25,7 +25,7 @@ from app.data.config import DataConfig
 from app.data.decode import decode_into, resize
 from app.data.order import SampleOrder
 from app.data.recordio import RecordError
-from app.data.source import Source
+from app.data.source import Sample, Source
 from app.data.window import WindowStream
 from app.device import BatchCopies
 
@@ -140,20 +140,15 @@ class Loader:
         positions, records = stream.read(start, start + batch_size)
         started = time.perf_counter()
         pixels = self._new_buffer((batch_size, size, size, 3))
-        images = pixels.numpy()
-        labels = np.zeros(batch_size, dtype=np.int64)
-        good: list[int] = []
-        for i, (position, record) in enumerate(zip(positions.tolist(), records, strict=True)):
-            try:
-                labels[i] = self._decode(position, record, images[i])
-            except RecordError as error:
-                self._count_bad(position, error, epoch, step)
-                continue
-            if config.augment == "strong":
-                images[i] = strong_augmentation(images[i], sample_generator(self.order.seed, epoch, position))
-            good.append(i)
+        images, places = pixels.numpy(), positions.tolist()
+        samples = self._parse(places, records, epoch, step)
+        good = self._decode(samples, images, places, epoch, step)
         if not good:
-            raise RecordError(f"{self._source.describe(int(positions[0]))} and all others of its batch are unreadable")
+            raise RecordError(f"{self._source.describe(places[0])} and all others of its batch are unreadable")
+        labels = self._classes(samples, good, places)
+        if config.augment == "strong":
+            for i in good:
+                images[i] = strong_augmentation(images[i], sample_generator(self.order.seed, epoch, places[i]))
         for i in sorted(set(range(batch_size)) - set(good)):
             # A copy of a good sample keeps the batch's size, and so the order of all later ones.
             images[i], labels[i], positions[i] = images[good[0]], labels[good[0]], positions[good[0]]
@@ -181,25 +176,56 @@ class Loader:
         rate = self.samples_read / max(1e-9, self.decode_seconds)
         return {"decoded_per_thread_second": rate, **self._source.figures()}
 
-    def _decode(self, position: int, record: bytes, out: NDArray[np.uint8]) -> int:
-        """Decode a sample into ``out`` and return its class."""
-        size = self._config.image_size
-        label, encoded = self._source.parse(position, record)
-        try:
-            image = decode_into(encoded, out) if isinstance(encoded, bytes) else encoded
-        except RecordError as error:
-            raise RecordError(f"{self._source.describe(position)}: {error}") from error
-        if not (0 <= label < self.num_classes and label == int(label)):
+    def _parse(self, positions: list[int], records: list[bytes], epoch: int, step: int) -> list[Sample | None]:
+        """The samples of a batch; None for a record that is damaged."""
+        samples: list[Sample | None] = []
+        for position, record in zip(positions, records, strict=True):
+            try:
+                samples.append(self._source.parse(position, record))
+            except RecordError as error:
+                samples.append(None)
+                self._count_bad(position, error, epoch, step)
+        return samples
+
+    def _decode(
+        self, samples: list[Sample | None], images: NDArray[np.uint8], positions: list[int], epoch: int, step: int
+    ) -> list[int]:
+        """Decode samples into their places of ``images``, [B, H, W, 3]; which of them are good.
+
+        A loop of its own with little in it: the decoder's code stays in the processor's cache.
+        """
+        good: list[int] = []
+        for i, (sample, out) in enumerate(zip(samples, images, strict=True)):
+            if sample is None:
+                continue
+            try:
+                image = decode_into(sample.image, out) if isinstance(sample.image, bytes) else sample.image
+            except RecordError as error:
+                located = RecordError(f"{self._source.describe(positions[i])}: {error}")
+                located.__cause__ = error
+                self._count_bad(positions[i], located, epoch, step)
+                continue
+            if image is not None:
+                if image.shape != out.shape:
+                    self._report_size(positions[i], image)
+                    image = resize(image, *out.shape[:2])
+                out[:] = image
+            good.append(i)
+        return good
+
+    def _classes(self, samples: list[Sample | None], good: list[int], positions: list[int]) -> NDArray[np.int64]:
+        """Labels int64 [B]; 0 for what is no good sample."""
+        classes = np.zeros(len(samples), dtype=np.int64)
+        labels = np.array([sample.label for sample in (samples[i] for i in good) if sample is not None])
+        sound = (labels >= 0) & (labels < self.num_classes) & (labels == np.floor(labels))
+        if not sound.all():
+            wrong = int(np.argmin(sound))
             raise MisfitError(
-                f"{self._source.describe(position)}: label {label:g} is outside 0..{self.num_classes - 1} or no "
-                "whole number: correct data.num_classes or the dataset"
+                f"{self._source.describe(positions[good[wrong]])}: label {labels[wrong]:g} is outside "
+                f"0..{self.num_classes - 1} or no whole number: correct data.num_classes or the dataset"
             )
-        if image is not None:
-            if image.shape != out.shape:
-                self._report_size(position, image)
-                image = resize(image, size, size)
-            out[:] = image
-        return int(label)
+        classes[good] = labels
+        return classes
 
     def _report_size(self, position: int, image: NDArray[np.uint8]) -> None:
         height, width = image.shape[:2]

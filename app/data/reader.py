@@ -57,10 +57,9 @@ class RecordReader:
         chunks = self.fetch(ranges)
         records: list[bytes] = [b""] * len(wanted)
         for (first, last), (base, _), chunk in zip(groups, ranges, chunks, strict=True):
-            view = memoryview(chunk)
-            places = zip(order[first:last].tolist(), starts[first:last] - base, stops[first:last] - base, strict=True)
-            for place, start, stop in places:
-                records[place] = view[start:stop].tobytes()  # copied: the rest of the block is freed sooner
+            bounds = (starts[first:last] - base).tolist(), (stops[first:last] - base).tolist()
+            for place, start, stop in zip(order[first:last].tolist(), *bounds, strict=True):
+                records[place] = bytes(chunk[start:stop])  # copied: the rest of the block is freed sooner
         return records
 
     def stream(self, positions: Sequence[int] | NDArray[np.int64], *, chunk: int = 2048) -> Iterator[tuple[int, bytes]]:

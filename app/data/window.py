@@ -38,6 +38,7 @@ class _Window:
         for i, part in enumerate(slots):
             self._piece_of[part] = i
         self._futures: list[Future[None]] = []
+        self._there = np.zeros(len(slots), dtype=bool)  # those that need not be waited for
 
     def ask(self, share: float, pool: ThreadPoolExecutor) -> None:
         """Have the first ``share`` of the blocks fetched, those needed first before the others."""
@@ -56,8 +57,10 @@ class _Window:
         Raises:
             StorageError: one of them cannot be read.
         """
-        for piece in np.unique(self._piece_of[first:last]).tolist():
+        pieces = self._piece_of[first:last]
+        for piece in sorted(set(pieces[~self._there[pieces]].tolist())):
             self._futures[piece].result()
+            self._there[piece] = True
 
     def take(self, first: int, last: int) -> list[bytes]:
         """Hand over records; the window keeps none of them."""
