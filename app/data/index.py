@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
+from app.data.decimal_columns import parse_columns
 from app.data.node_arrays import STEP, Arrays, Column, share
 from app.data.recordio import MAGIC, MAX_PART_BYTES, PART, RecordError
 from app.data.scan import scan_records
@@ -155,8 +156,10 @@ def parse_lines(url: str, text: bytes) -> NDArray[np.int64]:
     Raises:
         RecordError: a line is not two whole numbers.
     """
-    if not text.strip():
+    if not text or text.isspace():
         return np.empty((0, 2), dtype=np.int64)
+    if (columns := parse_columns(text)) is not None:  # within bounds: they have at most 18 digits
+        return columns
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)
