@@ -1,8 +1,8 @@
 """Exports a trained backbone: ``python -m app.export --model RUN --output model.onnx``; also .pt2 and .pt.
 
-``--model`` is a run folder, its /checkpoints (``--step`` chooses one), a .pt or .pth. What ``--output`` ends with says
-the format: ``.onnx``, ``.pt2`` (torch.export) or ``.pt`` (a state dict with a .json beside it: a checkpoint of any step
-becomes a model without training). An ONNX file is run against PyTorch before it counts.
+``--model`` is a run folder, its /checkpoints (``--step`` chooses one), or weights in a file. What ``--output`` ends
+with says the format: ``.onnx``, ``.pt2`` (torch.export) or ``.pt`` (a state dict with a .json beside it: a checkpoint
+of any step becomes a model without training). An ONNX file is run against PyTorch before it counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.command_line import CommandLine
 from app.device import detect_device
 from app.errors import run_main
 from app.evaluate.export_onnx import ExportError, OnnxOptions, export_onnx
-from app.evaluate.model_source import open_backbone
+from app.evaluate.model_source import add_model_options, model_options, open_backbone
 
 
 def main(arguments: list[str]) -> int:
@@ -30,10 +30,9 @@ def main(arguments: list[str]) -> int:
     model, about = open_backbone(
         options.model,
         detect_device("cpu"),
-        backbone=options.backbone,
-        embedding_size=options.embedding_size,
         image_size=options.image_size,
         step=options.step,
+        **model_options(options),
     )
     model.eval()
     about["weights_sha256"] = weights_hash(model)
@@ -114,11 +113,9 @@ def write_state_dict(url: str, model: nn.Module, about: dict[str, Any]) -> None:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = CommandLine("python -m app.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt or .pth")
+    add_model_options(parser, what="URL of a run folder, its /checkpoints, or weights: .pt, .pth, .ckpt, .safetensors")
     parser.add_argument("--output", required=True, help="URL ending with .onnx, .pt2 or .pt")
     parser.add_argument("--step", type=int, default=-1, help="of a checkpoint; default: the final or newest weights")
-    parser.add_argument("--backbone", default="", help="of a bare state dict")
-    parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
     parser.add_argument("--image-size", type=int, default=112, help="of a bare state dict")
     onnx = parser.add_argument_group("ONNX")
     onnx.add_argument("--opset", type=int, choices=range(11, 21), default=17, metavar="11..20")

@@ -35,7 +35,7 @@ def describe_kind(data: bytes) -> str:
     if data.startswith(_ZIP):
         return _describe_zip(data)
     if data[8:10] == b'{"' and struct.unpack("<Q", data[:8])[0] < len(data):
-        return "a safetensors file: torch.save(safetensors.torch.load_file(NAME), 'model.pt') makes it a state dict"
+        return "a safetensors file: give it a name that ends with .safetensors"
     if _is_onnx(data):
         return "an ONNX model: give it a name that ends with .onnx to verify or embed with it; it cannot be trained"
     return ""

@@ -194,8 +194,7 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Only keys that no file can make collide; a float key, say, would be a puzzle.
             small = type(key) is int and 0 <= key < 1 << 31
-            plain = key if small else str(key) if type(key) is int else name_of(key)
-            target[plain] = value
+            target[key if small else _name_of_key(key)] = value
 
     def new_dict(self, items: list[Any]) -> None:
         self.push({}, 2 * _CONTAINER)
@@ -248,7 +247,7 @@ class _Machine:
     def build(self) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if type(target) is dict:  # OrderedDict's attributes, such as a state dict's _metadata
+        if type(target) in (dict, list):  # attributes of what was read as one, such as a state dict's _metadata
             return
         if not isinstance(target, Settable):
             raise PickleError(f"byte {self.position}: a state for a {type(target).__name__}, which is not plain data")
@@ -260,6 +259,13 @@ class _Machine:
         if self.find is None:
             raise PickleError(f"byte {self.position}: a reference to something outside the file")
         self.push(self.find(self.stack.pop()), _CONTAINER)
+
+
+def _name_of_key(key: Any) -> str:
+    """A dict's key as a text; settings may have negative numbers, None and classes for keys."""
+    if key is None or type(key) in (int, bool):
+        return str(key)
+    return key.text if type(key) is Name else name_of(key)
 
 
 def _discard(_: Any) -> None:
@@ -320,6 +326,7 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     ord("c"): lambda m: m.push_name(m.line(_LONGEST_NAME).decode(), m.line(_LONGEST_NAME).decode()),
     0x93: _Machine.push_stack_name,
     ord("R"): _Machine.reduce,
+    0x81: _Machine.reduce,  # NEWOBJ: a class and its arguments; the name answers as for a call
     ord("b"): _Machine.build,
     ord("Q"): _Machine.persistent,
 }

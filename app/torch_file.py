@@ -48,7 +48,7 @@ class _Storage:
 
 
 def load_torch(data: bytes) -> Any:
-    """The value that was saved: tensors, numbers, texts (as ``Text``), lists, tuples, dicts.
+    """The value that was saved: tensors, arrays (as ``Array``), numbers, texts (as ``Text``), lists, tuples, dicts.
 
     Raises:
         RefusedName: it holds more than that; the message is the name alone.
@@ -56,8 +56,10 @@ def load_torch(data: bytes) -> Any:
     """
     if data[:4] == b"PK\x03\x04":
         return _load_zip(data)
-    if data[:2] == b"\x80\x02":
+    if data[:2] == b"\x80\x02" and _LEGACY_MAGIC.to_bytes(10, "little") in data[:32]:
         return _load_legacy(data)
+    if data[:1] == b"\x80":
+        return load_plain(data, _names(_only_named))[0]  # of pickle.dump: arrays of numpy by name
     raise PickleError("not a file of torch.save")
 
 
@@ -192,12 +194,21 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
 def _from_numpy(array: Any, kind: Any, *_: Any) -> Tensor:
     """A tensor of a device, as the array it was copied to: torch writes bfloat16 so as float32, and names the type."""
     types = {str(known): known for known in _TYPES.values()}
-    values = array.values if isinstance(array, Array) else None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+    tensor = tensor_of(array)
+    if not isinstance(tensor, Tensor):
         raise PickleError("a tensor without an array of numbers")
     if not isinstance(kind, Name) or kind.text not in types:
         raise PickleError("a tensor without a type of weights")
-    return torch.from_numpy(np.array(values, order="C")).to(types[kind.text])
+    return tensor.to(types[kind.text])
+
+
+def tensor_of(value: Any) -> Any:
+    """A tensor of an ``Array`` of numbers, of its own memory; anything else as it is."""
+    values = value.values if isinstance(value, Array) else None
+    types = [str(kind).removeprefix("torch.") for kind in _TYPES.values()]
+    if not isinstance(values, np.ndarray) or values.dtype.name not in types:
+        return value
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
 
 
 def _are_counts(values: Any) -> bool:
@@ -216,13 +227,42 @@ def _new_dict(items: Any = ()) -> dict[Any, Any]:
 
 
 def _only_named(*_: Any) -> Any:
-    raise PickleError("a call of a type of torch")
+    raise PickleError("a call of a class that is only named in sound files")
+
+
+def _items(values: Any = None) -> Any:
+    """What a set or a list, a Counter or a Namespace is made of, as the list or dict that the file gives."""
+    return values if isinstance(values, list | dict) else {}
+
+
+# Settings that trainers keep beside the weights: read as what they hold, and passed over.
+_SETTINGS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("argparse", "Namespace"): _items,
+    ("types", "SimpleNamespace"): _items,
+    ("easydict", "EasyDict"): _items,
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"): _items,
+    ("lightning_fabric.utilities.data", "AttributeDict"): _items,
+    ("lightning.fabric.utilities.data", "AttributeDict"): _items,
+    ("collections", "Counter"): _items,  # torch's MultiStepLR
+    ("collections", "defaultdict"): lambda *_: {},
+    ("pathlib", "PosixPath"): lambda *parts: list(parts),
+    ("pathlib", "WindowsPath"): lambda *parts: list(parts),
+    ("torch", "device"): lambda *parts: list(parts),
+    # Lightning up to 1.4 keeps the state of its callbacks under their classes.
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): _only_named,
+    ("pytorch_lightning.callbacks.early_stopping", "EarlyStopping"): _only_named,
+    ("pytorch_lightning.callbacks.lr_monitor", "LearningRateMonitor"): _only_named,
+}
+for _module in ("builtins", "__builtin__"):
+    _SETTINGS |= {(_module, name): _items for name in ("list", "set", "frozenset", "dict")}
+    _SETTINGS |= {(_module, name): _only_named for name in ("int", "float", "str")}
 
 
 def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., Any]]:
     """What torch's files name. ``rebuild`` answers for all functions that make a tensor of a storage."""
     return {
         **PLAIN_NAMES,
+        **_SETTINGS,
         **{("torch", f"{name}Storage"): _only_named for name in _TYPES},
         ("collections", "OrderedDict"): _new_dict,
         ("torch", "Size"): lambda sizes=(): sizes,

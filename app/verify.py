@@ -17,10 +17,11 @@ from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
 from app.evaluate.hardest import draw_hardest
-from app.evaluate.model_source import open_model
+from app.evaluate.model_source import add_model_options, model_options, open_model
 from app.evaluate.report_figure import draw_report
 from app.evaluate.verification import SetResult, embed_pixels, format_table, verify_set
 from app.parsing import dump_json
+from app.weights import STATE_DICTS
 
 EXIT_BELOW_FLOOR = 3
 
@@ -33,13 +34,7 @@ def main(arguments: list[str]) -> int:
     """Load weights, embed the sets, print and write the report; 3 when an accuracy is below the floor."""
     options = parse(arguments)
     device = detect_device()
-    model = open_model(
-        options.model,
-        device,
-        precision=options.precision,
-        backbone=options.backbone,
-        embedding_size=options.embedding_size,
-    )
+    model = open_model(options.model, device, precision=options.precision, **model_options(options))
     about = model.about
     urls = set_urls(options)
     started = time.perf_counter()
@@ -69,9 +64,7 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = CommandLine("python -m app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
-    parser.add_argument("--backbone", default="", help="of a bare state dict")
-    parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
+    add_model_options(parser)
     parser.add_argument("--sets-url", required=True, help="URL of the folder with the .bin files")
     parser.add_argument("--sets", default="", help="names, comma separated; default: every .bin in the folder")
     parser.add_argument("--report", default="", help="URL of the report's folder")
@@ -84,7 +77,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def folder_of(model: str) -> str:
     """The run folder, or the folder of a file."""
-    is_inside = model.endswith((".onnx", ".pt", ".pth")) or model.rstrip("/").endswith("checkpoints")
+    is_inside = model.endswith((".onnx", *STATE_DICTS)) or model.rstrip("/").endswith("checkpoints")
     return model.rstrip("/").rpartition("/")[0] or "." if is_inside else model
 
 

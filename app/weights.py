@@ -15,7 +15,8 @@ from app.errors import AppError
 from app.file_kinds import describe_kind
 from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
-from app.torch_file import load_torch
+from app.safetensors_file import is_safetensors, load_safetensors
+from app.torch_file import load_torch, tensor_of
 
 # Where trainers keep the backbone's state dict within their checkpoints: insightface and the Ascend port, Lightning
 # (AdaFace), MagFace and others.
@@ -29,7 +30,14 @@ _CONTAINERS = (
     "net",
     "weights",
     "params",
+    "network",
+    "generator",
 )
+# Names that files of weights have: torch.save's, Lightning's, those of old examples, of the Hugging Face hub.
+STATE_DICTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin")
+# Centres of classes within a checkpoint: insightface, face.evoLVe and TFace say weight, AdaFace and CurricularFace
+# kernel, MagFace fc.weight, FaceX-Zoo and Lightning put head. before it.
+_CENTRES = re.compile(r"(module\.)*((head|fc|classifier|loss|margin|softmax_fc)\.)?(module\.)*(weight|kernel)")
 
 
 class ModelError(AppError):
@@ -37,15 +45,18 @@ class ModelError(AppError):
 
 
 def parse_weights(url: str, data: bytes) -> dict[str, Tensor]:
-    """A state dict from the bytes of a ``.pt``/``.pth`` file, without running any code in it.
+    """A state dict from the bytes of a file (``STATE_DICTS``), without running any code in it.
+
+    It may lie within a checkpoint, and be of tensors or of numpy's arrays.
 
     Raises:
         ModelError: it is not one, or holds more than tensors.
     """
     state = _load_safely(url, data)
-    for container in _CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(container), dict):
-            state = state[container]
+    for _ in range(4):  # not for ever: a file can put a dict into itself
+        state = next((state[name] for name in _CONTAINERS if _holds_dict(state, name)), state)
+    if isinstance(state, dict):
+        state = {name: tensor_of(value) for name, value in state.items()}
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{url}: not a state dict of a backbone: {_describe_content(state)}")
     if set(state) == {"weight"}:
@@ -124,6 +135,10 @@ def adapt_weights(
     return state
 
 
+def _holds_dict(state: Any, name: str) -> bool:
+    return isinstance(state, dict) and isinstance(state.get(name), dict)
+
+
 def _describe_content(state: Any) -> str:
     if isinstance(state, Tensor):
         return f"it holds one tensor of shape {tuple(state.shape)}"
@@ -141,7 +156,8 @@ def read_centres(
     """Class centres ``start..stop``, float32 [stop - start, K * D], of a checkpoint of the reference.
 
     It wrote a file a rank, each with the centres of a class range, in the order of ranks: ``checkpoint_gpu_{rank}.pt``
-    (``checkpoint_npu_{rank}.pt``), or in 2021 ``rank_{rank}_softmax_weight.pt``, which holds the centres alone.
+    (``checkpoint_npu_{rank}.pt``), or in 2021 ``rank_{rank}_softmax_weight.pt``, which holds the centres alone. Others
+    (AdaFace, MagFace, face.evoLVe, TFace, FaceX-Zoo) name them as ``_CENTRES`` says, mostly one column a class.
 
     Args:
         pattern: URL with ``{rank}`` in it, or of the only file.
@@ -155,9 +171,7 @@ def read_centres(
         urls.append(after)
     found, parts = 0, []
     for url in urls:
-        state = _load_safely(url, storage.read_bytes(url))
-        head = state.get("state_dict_softmax_fc") if isinstance(state, dict) else None
-        weight = head.get("weight") if isinstance(head, dict) else state
+        weight = _find_centres(_load_safely(url, storage.read_bytes(url)), embedding_size, url)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != embedding_size:
             shape = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
             raise ModelError(
@@ -176,8 +190,30 @@ def read_centres(
     return torch.cat(parts)
 
 
+def _find_centres(state: Any, embedding_size: int, url: str) -> Any:
+    """The matrix of centres, a row each, in what a file holds; something else where there is none."""
+    for container in ("state_dict_softmax_fc", "head", "state_dict", "model"):
+        state = state[container] if _holds_dict(state, container) else state
+    if not isinstance(state, dict):
+        return tensor_of(state)
+    tensors = {name: tensor_of(value) for name, value in state.items()}
+    found = {
+        name: value
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and value.dim() == 2 and _CENTRES.fullmatch(str(name))
+    }
+    if len(found) > 1:
+        raise ModelError(f"{url}: which of {', '.join(found)} are the centres? Save those alone")
+    for name, value in found.items():
+        in_columns = value.shape[0] == embedding_size and (name.endswith("kernel") or value.shape[1] != embedding_size)
+        return value.T if in_columns else value
+    return None
+
+
 def _load_safely(url: str, data: bytes) -> Any:
     try:
+        if is_safetensors(data):
+            return load_safetensors(data)
         return load_torch(data)
     except RefusedName as error:
         raise ModelError(
@@ -185,7 +221,7 @@ def _load_safely(url: str, data: bytes) -> Any:
             "in it is run: save model.state_dict() instead"
         ) from None
     except PickleError as error:
-        kind = describe_kind(data)
+        kind = "" if is_safetensors(data) else describe_kind(data)
         why = f"but {kind}" if kind else f"that can be loaded safely ({error})"
         raise ModelError(f"{url}: not a state dict {why}") from None
 

@@ -21,7 +21,7 @@ from app.errors import AppError, printable, run_main
 from app.evaluate import flops, groups, identification, ijb, quality, tinyface
 from app.evaluate.face_model import FaceModel
 from app.evaluate.metrics import check_pairs
-from app.evaluate.model_source import OpenedModel, open_model
+from app.evaluate.model_source import OpenedModel, add_model_options, model_options, open_model
 from app.evaluate.report_figure import draw_roc
 from app.evaluate.verification import embed_pairs, verify_set
 from app.observe.progress import Progress
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         print(flops.table())
         return 0
     options.device = detect_device()
-    model = open_model(options.model, options.device, backbone=options.backbone, embedding_size=options.embedding_size)
+    model = open_model(options.model, options.device, **model_options(options))
     tools = {"groups": run_groups, "quality": run_quality, "tinyface": run_tinyface}
     {"ijb": run_ijb, "embed": run_embed, "similarity": run_similarity, **tools}[options.tool](model, options)
     return 0
@@ -204,9 +204,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("quality", "error against reject, by the length of the embeddings"),
     ):
         tool = tools.add_parser(name, help=text, description=text)
-        tool.add_argument("--model", required=True, help="URL of a run folder, its /checkpoints, a .pt, .pth or .onnx")
-        tool.add_argument("--backbone", default="", help="of a bare state dict")
-        tool.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
+        add_model_options(tool)
         tool.add_argument("--batch-size", type=int, default=64)
         if name in ("embed", "similarity"):
             tool.add_argument(

@@ -24,7 +24,7 @@ from app.data.prepare.photograph import (
 )
 from app.data.prepare.source import Source
 from app.device import Device, detect_device
-from app.evaluate.model_source import OpenedModel, open_model
+from app.evaluate.model_source import Foreign, OpenedModel, open_model
 
 # URL or path, the bytes of a file, a PIL image, or RGB uint8 [H, W, 3].
 Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -154,21 +154,24 @@ def load_model(
     embedding_size: int = 512,
     precision: str = "fp32",
     align: Align = "none",
+    colours: str = "RGB",
     device: Device | None = None,
 ) -> FaceModel:
-    """Open a model: a run folder, its ``/checkpoints``, a ``.pt``, ``.pth`` or ``.onnx``, at any URL.
+    """Open a model: a run folder, its ``/checkpoints``, a ``.onnx``, or weights in a file, at any URL.
 
     Args:
         url: of the model.
         backbone, embedding_size: of a bare state dict, which does not tell.
         precision: fp32, bf16 or fp16.
         align: ``detector`` finds the largest face of each picture and aligns it (extra [detect]).
+        colours: order of colours that a bare state dict was trained on, RGB or BGR; pictures are given in RGB.
         device: the one that is found, when left out.
 
     Raises:
         AppError: there is no such model, or it is damaged; says what to do.
     """
     options: dict[str, Any] = {"backbone": backbone, "embedding_size": embedding_size, "precision": precision}
+    options["foreign"] = Foreign(colours)
     return FaceModel(open_model(os.fspath(url), device or detect_device(), **options), align)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +21,43 @@ from app.evaluate.verification import Embed, embed_with
 from app.file_kinds import describe_kind
 from app.parsing import parse_json_object, parse_text
 from app.run_folder import build_model, load_model
-from app.weights import load_weights, parse_weights
+from app.weights import STATE_DICTS, load_foreign, load_weights, parse_weights, read_names
 from app.world import World
 
 
 class ModelSourceError(AppError):
     """The URL holds no model that can be opened; says what is missing."""
+
+
+WHAT = "URL of a run folder, its /checkpoints, a .onnx, or weights: .pt, .pth, .ckpt, .tar, .bin, .safetensors"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """How a bare state dict of another program is read: order of colours, URL of a map of names (``read_names``)."""
+
+    colours: str = "RGB"
+    names: str = ""
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, what: str = WHAT) -> None:
+    """The options that say which model: ``--model``, and what a bare state dict does not tell."""
+    parser.add_argument("--model", required=True, help=what)
+    parser.add_argument("--backbone", default="", help="of a bare state dict")
+    parser.add_argument("--embedding-size", type=int, default=512, help="of a bare state dict")
+    parser.add_argument(
+        "--weights-colours",
+        choices=("RGB", "BGR"),
+        default="RGB",
+        help="of a bare state dict: order of colours that it was trained on (AdaFace: BGR)",
+    )
+    parser.add_argument("--weights-names", default="", help="of a bare state dict: as model.init_names")
+
+
+def model_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What those options say, for ``open_model`` and ``open_backbone``."""
+    foreign = Foreign(options.weights_colours, options.weights_names)
+    return {"backbone": options.backbone, "embedding_size": options.embedding_size, "foreign": foreign}
 
 
 @dataclass(frozen=True)
@@ -45,6 +77,7 @@ def open_model(
     backbone: str = "",
     embedding_size: int = 512,
     image_size: int = 112,
+    foreign: Foreign = Foreign(),
 ) -> OpenedModel:
     """Open a model by what its URL ends with.
 
@@ -55,10 +88,12 @@ def open_model(
         ModelSourceError, ModelError, StorageError: there is no such model, or it is damaged.
     """
     if not url.strip():
-        raise ModelSourceError("no model is named: give a run folder, its /checkpoints, a .pt, .pth or .onnx")
+        raise ModelSourceError(f"no model is named: give a {WHAT.removeprefix('URL of a ')}")
     if without_query(url).endswith(".onnx"):
         return _open_onnx(url)
-    model, about = open_backbone(url, device, backbone=backbone, embedding_size=embedding_size, image_size=image_size)
+    model, about = open_backbone(
+        url, device, backbone=backbone, embedding_size=embedding_size, image_size=image_size, foreign=foreign
+    )
     model.to(device.torch_device).eval()
     return OpenedModel(embed_with(model, device, precision), int(about["image_size"]), about)
 
@@ -71,10 +106,12 @@ def open_backbone(
     embedding_size: int = 512,
     image_size: int = 112,
     step: int = -1,
+    foreign: Foreign = Foreign(),
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """The backbone at a URL on the CPU, and what is known of it: backbone, embedding_size, image_size, recipe, step.
 
-    - ``.pt``, ``.pth``: a state dict; needs ``backbone``, unless a ``model.json`` lies beside it
+    - ``.pt``, ``.pth`` and the other ``STATE_DICTS``: a state dict; needs ``backbone``, unless a ``model.json`` lies
+      beside it; ``foreign`` says what else is to be known of one that another program wrote
     - ``/checkpoints``: the checkpoint of ``step``, or the newest sound one, of a run folder
     - anything else: a run folder with its final ``model.pt``; its checkpoint of ``step`` where one is asked for
 
@@ -82,14 +119,14 @@ def open_backbone(
         ModelSourceError, ModelError, CheckpointError, StorageError: there is no such model, or it is damaged.
     """
     url = url.rstrip("/")
-    if without_query(url) != url and not without_query(url).endswith((".pt", ".pth")):
+    if without_query(url) != url and not without_query(url).endswith(STATE_DICTS):
         raise ModelSourceError(
-            f"{url} has a query: it opens a single object, a .pt, .pth or .onnx; a run folder's files are asked for by "
+            f"{url} has a query: it opens a single object, a .pt or .onnx; a run folder's files are asked for by "
             "their names, which would stand behind it"
         )
     if url.endswith("checkpoints"):
         return _open_checkpoint(url, device, step)
-    if not without_query(url).endswith((".pt", ".pth")):
+    if not without_query(url).endswith(STATE_DICTS):
         if step < 0 and not storage.exists(storage.join(url, "model.json")):
             raise ModelSourceError(explain_missing_model(url))
         return load_model(url) if step < 0 else _open_checkpoint(storage.join(url, "checkpoints"), device, step)
@@ -100,7 +137,8 @@ def open_backbone(
     if not backbone:
         raise ModelSourceError(f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50")
     model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
-    load_weights(model, state, url)
+    names = read_names(foreign.names) if foreign.names else None
+    load_foreign(model, state, url, colours=foreign.colours, names=names)
     sizes = {"embedding_size": embedding_size, "image_size": image_size}
     return model, {"backbone": backbone, **sizes, "recipe": "-", "step": 0}
 
@@ -117,7 +155,7 @@ def describe_backbone(url: str, backbone: str = "", embedding_size: int = 512) -
         ModelSourceError, StorageError, ParseError: nothing there says it.
     """
     url = url.rstrip("/")
-    if backbone and url.endswith((".pt", ".pth")):
+    if backbone and url.endswith(STATE_DICTS):
         return backbone, embedding_size
     folder = url.rsplit("/", 1)[0] if url.endswith(("checkpoints", "/model.pt")) else url
     about = storage.join(folder, "model.json")
@@ -159,7 +197,7 @@ def explain_missing_model(url: str) -> str:
     filesystem, path = storage.open_filesystem(url)
     if storage.is_local(filesystem) and os.path.isfile(path):
         kind = describe_kind(storage.read_bytes(url)) or "a file of an unknown kind"
-        return f"{shown}: {kind}; a model is a run folder, its /checkpoints, a .pt, .pth or .onnx"
+        return f"{shown}: {kind}; a model is a {WHAT.removeprefix('URL of a ')}"
     if any(parse_name(name) for name in names):
         return f"{shown}: a folder of checkpoints by another name: it must be called checkpoints, beside recipe.toml"
     if parse_name(url.rsplit("/", 1)[-1]):
@@ -168,7 +206,7 @@ def explain_missing_model(url: str) -> str:
         return f"{shown}: this run is not finished, it has no model.pt yet: name {shown}/checkpoints for its newest"
     if "train.rec" in names:
         return f"{shown}: a dataset, not a model"
-    if files := [name for name in names if name.endswith((".onnx", ".pt", ".pth"))]:
+    if files := [name for name in names if name.endswith((".onnx", *STATE_DICTS))]:
         places = ", ".join(f"{shown}/{name}" for name in files[:6])
         return f"{shown}: no model.json there, but {places}: name the file, with --backbone if it is a state dict"
     if runs := [name for name in names[:50] if storage.exists(storage.join(url, name, "model.json"))]:
