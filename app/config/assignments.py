@@ -2,13 +2,13 @@
 
 Values are literals, arithmetic and texts made of literals, variables and earlier settings (``expressions.py``); ``if``
 takes the branch that these decide; a function is read only where it is the step schedule of the configurations of 2021.
-All else is refused with its line.
+Statements of other kinds are refused with their line; so is a value that cannot be read, where anything needs it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,10 +20,17 @@ _NO_SCHEDULE = "this function is not the step schedule of 2021; nothing is execu
 
 
 class Assignment(NamedTuple):
-    """The value of a setting, and the line that gave it."""
+    """The value of a setting, and where it stands: the file and the line."""
 
     value: Any
-    line: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that cannot be read: an error only where it is needed."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -34,31 +41,47 @@ class StepSchedule:
     gamma: float
 
 
-def read_assignments(text: str, where: str) -> dict[str, Assignment]:
+Sibling = Callable[[str], tuple[str, str] | None]
+
+
+def no_sibling(_: str) -> None:
+    """For a module that stands alone."""
+    return
+
+
+def read_assignments(
+    text: str, where: str, *, sibling: Sibling = no_sibling, before: Mapping[str, Assignment] | None = None
+) -> dict[str, Assignment]:
     """The settings of such a module, in the order of their last assignment's first appearance.
+
+    Args:
+        sibling: text and place of a file beside this one by its name, or None; a module may go on from the ``config``
+            of another.
+        before: settings to go on from.
 
     Raises:
         RecipeError: the text is no such module; names the line.
     """
     if len(text) > _MAX_TEXT:
         raise RecipeError(f"{where}: {len(text)} characters are too many for a configuration")
-    reader = _Reader(where)
+    reader = _Reader(where, sibling, dict(before or {}))
     try:
         reader.read(ast.parse(text.removeprefix("\ufeff")).body)
     except (SyntaxError, ValueError) as error:
         raise RecipeError(f"{where}: not a configuration module: {error}") from error
     except (RecursionError, MemoryError) as error:  # the parser's own stack
         raise RecipeError(f"{where}: not a configuration module: nested too deep") from error
-    if not reader.settings:
+    if not reader.own:
         raise RecipeError(f"{where}: sets nothing: a configuration has lines config.NAME = VALUE")
     return reader.settings
 
 
 class _Reader(Expressions):
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, sibling: Sibling, settings: dict[str, Assignment]) -> None:
         super().__init__(where)
-        self.settings: dict[str, Assignment] = {}
-        self.functions: dict[str, StepSchedule] = {}
+        self.sibling, self.settings = sibling, settings
+        self.own = False  # whether this module sets or takes over anything
+        self.functions: dict[str, StepSchedule | None] = {}  # None: none that is known here
 
     def read(self, statements: Sequence[ast.stmt]) -> None:
         for statement in statements:
@@ -66,6 +89,9 @@ class _Reader(Expressions):
 
     def read_statement(self, statement: ast.stmt) -> None:
         match statement:
+            case ast.ImportFrom(module=str(module), names=names) if any(_is_config(alias) for alias in names):
+                self.go_on_from(module, statement)
+                return
             case ast.Import() | ast.ImportFrom() | ast.Pass() | ast.Expr(value=ast.Constant()):
                 return
             case ast.If(test=test, body=body, orelse=other):
@@ -73,6 +99,15 @@ class _Reader(Expressions):
                 return
             case ast.FunctionDef(name=name):
                 self.functions[name] = self.step_schedule(statement)
+                return
+            case ast.Assign(targets=[ast.Name(id="config")], value=ast.Dict() as values):
+                self.start(statement, [values], [])
+                return
+            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(
+                values
+            ) and all(map(_is_place, targets)):
+                for target, value in zip(targets, values, strict=True):
+                    self.bind(target, value)
                 return
             case ast.Assign(
                 targets=[ast.Name(id="config")], value=ast.Call(func=ast.Name(), args=args, keywords=keywords)
@@ -120,7 +155,18 @@ class _Reader(Expressions):
 
     def setting(self, name: str) -> Any:
         found = self.settings.get(name)
-        return MISSING if found is None or isinstance(found.value, StepSchedule) else found.value
+        return MISSING if found is None or isinstance(found.value, StepSchedule | Unreadable) else found.value
+
+    def go_on_from(self, module: str, statement: ast.stmt) -> None:
+        """``from configs.base import config``: that file's settings, which this one changes."""
+        name = f"{module.rsplit('.', 1)[-1]}.py"
+        found = self.sibling(name)
+        if found is None and name != "base.py":  # the reference's base.py holds the defaults
+            raise self.refusal(statement, f"its config is that of {name}, which is not beside this file")
+        if found is not None:
+            text, where = found
+            self.settings |= read_assignments(text, where, before=self.settings)
+        self.own = True
 
     def start(self, statement: ast.stmt, args: list[ast.expr], keywords: list[ast.keyword]) -> None:
         """``config = edict()``, whatever the class is called here, or ``edict({"lr": 0.1})`` or ``edict(lr=0.1)``."""
@@ -141,27 +187,31 @@ class _Reader(Expressions):
             self.assign(name, value, value.lineno)
 
     def assign(self, name: str, value: ast.expr, line: int) -> None:
-        if isinstance(value, ast.Name) and value.id in self.functions:
-            self.settings[name] = Assignment(self.functions[value.id], line)
-        elif isinstance(value, ast.Lambda):
-            self.settings[name] = Assignment(self.schedule(value, value.args, value.body), line)
-        else:
-            self.settings[name] = Assignment(self.value(value), line)
+        self.own = True
+        self.settings[name] = Assignment(self.assigned(value), f"{self.where}, line {line}")
 
-    def step_schedule(self, function: ast.FunctionDef) -> StepSchedule:
+    def assigned(self, value: ast.expr) -> Any:
+        try:
+            if isinstance(value, ast.Lambda):
+                return self.schedule(value.args, value.body) or Unreadable(str(self.refusal(value, _NO_SCHEDULE)))
+            if isinstance(value, ast.Name) and value.id in self.functions:
+                return self.functions[value.id] or Unreadable(str(self.refusal(value, _NO_SCHEDULE)))
+            return self.value(value)
+        except RecipeError as error:
+            return Unreadable(str(error))
+
+    def step_schedule(self, function: ast.FunctionDef) -> StepSchedule | None:
         match [statement for statement in function.body if not isinstance(statement, ast.Expr)]:
             case [ast.Return(value=ast.expr() as value)]:
-                return self.schedule(function, function.args, value)
-        raise self.refusal(function, _NO_SCHEDULE)
+                return self.schedule(function.args, value)
+        return None
 
-    def schedule(self, node: ast.stmt | ast.expr, arguments: ast.arguments, value: ast.expr) -> StepSchedule:
+    def schedule(self, arguments: ast.arguments, value: ast.expr) -> StepSchedule | None:
         """``A if epoch < N else GAMMA ** len([m for m in [...] if m - 1 <= epoch])``, or the last part alone."""
         match value, arguments.args:
             case ast.IfExp(orelse=decay) | (ast.BinOp() as decay), [ast.arg(arg=epoch)]:
-                found = self.decay(decay, epoch)
-                if found is not None:
-                    return found
-        raise self.refusal(node, _NO_SCHEDULE)
+                return self.decay(decay, epoch)
+        return None
 
     def decay(self, node: ast.expr, epoch: str) -> StepSchedule | None:
         match node:
@@ -198,6 +248,10 @@ def _shift(node: ast.expr, member: str) -> float | None:
         case ast.BinOp(left=ast.Name(id=name), op=ast.Sub(), right=ast.Constant(value=int(shift))) if name == member:
             return shift
     return None
+
+
+def _is_config(alias: ast.alias) -> bool:
+    return alias.name == "config" and alias.asname in (None, "config")
 
 
 def _is_place(target: ast.expr) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from app.config.environment import asked, look_up
 from app.config.recipe import RecipeError
 
 MISSING = object()  # a setting that nothing set
@@ -100,6 +101,14 @@ class Expressions:
                 return self.bounded(node, "".join(self.text(part) for part in parts))
             case ast.IfExp(test=test, body=body, orelse=other):
                 return self.value(body if self.test(test) else other)
+            case ast.UnaryOp(op=ast.Not()) | ast.Compare():
+                return self.test(node)
+            case ast.BoolOp(op=op, values=parts):
+                return self.first(parts, isinstance(op, ast.Or))
+            case ast.Subscript(value=ast.Name() | ast.Dict() | ast.List() as held, slice=key) if not asked(node):
+                return self.item(node, held, key)
+            case ast.Subscript() if (found := self.call(node)) is not MISSING:
+                return found
             case ast.List(elts=elements):
                 return self.bounded(node, [self.value(element) for element in elements])
             case ast.Tuple(elts=elements):
@@ -116,8 +125,43 @@ class Expressions:
             f"{shown(node)!r} is neither a literal nor arithmetic with literals and settings above; write its value",
         )
 
-    def call(self, node: ast.Call) -> Any:
+    def first(self, parts: list[ast.expr], decisive: bool) -> Any:
+        """The first value that is true (``or``) or false (``and``), else the last one."""
+        for part in parts[:-1]:
+            value = self.value(part)
+            if bool(value) is decisive:
+                return value
+        return self.value(parts[-1])
+
+    def item(self, node: ast.expr, held: ast.expr, key: ast.expr) -> Any:
+        """One of a list, or of a dict that a variable holds or that is written out."""
+        values, chosen = self.value(held), self.value(key)
+        fits = isinstance(values, list | tuple) and type(chosen) is int
+        if not fits and not (isinstance(values, dict) and isinstance(chosen, str | int)):
+            raise self.refusal(node, f"{shown(node)!r} is no item of a list or dict")
+        try:
+            return values[chosen]
+        except (LookupError, TypeError) as error:
+            raise self.refusal(node, f"{shown(node)!r}: there is no such item") from error
+
+    def environment(self, node: ast.expr) -> Any:
+        """Of an expression that asks the environment; ``MISSING`` of any other."""
+        if (found := asked(node)) is None:
+            return MISSING
+        try:
+            text = look_up(found.name, f"{self.where}, line {node.lineno}")
+        except ValueError as error:
+            raise self.refusal(node, str(error)) from None
+        if text is None and found.required:
+            raise self.refusal(node, f"{found.name} is not set in the environment; set it, or write the value")
+        if text is None:
+            return self.value(found.default) if found.default is not None else None
+        return self.bounded(node, text)
+
+    def call(self, node: ast.expr) -> Any:
         """Of a function that is known here; ``MISSING`` of any other."""
+        if (found := self.environment(node)) is not MISSING:
+            return found
         match node:
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id="config"), attr="get"),

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import reprlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -51,13 +51,31 @@ def load_recipe(name: str) -> Recipe:
         return parse_recipe(_read_text(name), name.rsplit("/", 1)[-1].removesuffix(".toml"), name)
     if name.endswith(".py"):
         recipe = _named(name.rsplit("/", 1)[-1].removesuffix(".py"))
-        for path, value in read_reference_config(_read_text(name), name).items():
+        for path, value in read_reference_config(_read_text(name), name, sibling=_beside(name)).items():
             recipe = override(recipe, path, value, name)
         return recipe
     names = recipe_names()
     if name not in names:
         raise RecipeError(f"unknown recipe {name!r}{hint(name, names)} --list-recipes shows all {len(names)}")
     return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)
+
+
+def _beside(url: str) -> Callable[[str], tuple[str, str] | None]:
+    """Text and URL of another file in a configuration's folder; None where there is none, or none may be read."""
+    folder, _, own = url.rpartition("/")
+
+    def read(name: str) -> tuple[str, str] | None:
+        other = storage.join(folder, name) if folder else name
+        if name == own or "?" in url:
+            return None
+        try:
+            return _read_text(other), other
+        except storage.StorageError as error:
+            if error.kind in ("absent", "denied"):
+                return None
+            raise
+
+    return read
 
 
 def _named(name: str) -> Recipe:

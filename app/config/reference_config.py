@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from app.config.assignments import StepSchedule, read_assignments
+from app.config.assignments import Assignment, Sibling, StepSchedule, Unreadable, no_sibling, read_assignments
 from app.config.recipe import RecipeError
 
 # Settings that go over one to one.
@@ -87,15 +87,21 @@ _DROPPED = {
 }
 
 
-def read_reference_config(text: str, where: str) -> dict[str, Any]:
+def read_reference_config(text: str, where: str, *, sibling: Sibling = no_sibling) -> dict[str, Any]:
     """Return the fields of a recipe, ``{"train.batch_size": 128, ...}``; warns of settings that have no meaning here.
+
+    Args:
+        sibling: text and place of a file beside this one by its name, or None. As in the reference, the settings of a
+            ``base.py`` there hold where this file has none.
 
     Raises:
         RecipeError: the file is no such module, or sets what is not known; names the line.
     """
+    found = sibling("base.py")
+    base = {} if found is None else read_assignments(*found)
     fields: dict[str, Any] = {}
-    for name, (value, line) in read_assignments(text, where).items():
-        fields |= _fields(name, value, f"{where}, line {line}")
+    for name, assignment in read_assignments(text, where, sibling=sibling, before=base).items():
+        fields |= _fields(name, assignment, told=not assignment.place.startswith(f"{found[1]}," if found else " "))
     micro = fields.get("train.gradient_accumulation", 1)
     if isinstance(micro, int) and micro > 1:
         # There verbose and frequent count micro-batches, here steps.
@@ -105,11 +111,14 @@ def read_reference_config(text: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _fields(name: str, value: Any, where: str) -> dict[str, Any]:
+def _fields(name: str, assignment: Assignment, *, told: bool) -> dict[str, Any]:
+    value, where = assignment
     if name in _DROPPED:
-        if _DROPPED[name]:
+        if _DROPPED[name] and told:
             warnings.warn(f"{where}: config.{name} has no effect: {_DROPPED[name]}", stacklevel=4)
         return {}
+    if isinstance(value, Unreadable):
+        raise RecipeError(value.reason)
     if name in _FIELDS:
         return {_FIELDS[name]: value}
     if name not in _TURNED:

@@ -224,6 +224,19 @@ def test_the_rate_falls_as_the_function_says(tmp_path: Path) -> None:
         ("config.interclass_filtering_threshold = None", "head.interclass_filtering", 0.0),
         ("config.decay_epoch = [8, 14]", "optim.milestones", ("8", "14")),
         ("config.lr_func = lambda e: 0.1 ** len([m for m in [8, 14] if m - 1 <= e])", "optim.milestones", ("7", "13")),
+        ("config = {'lr': 0.3}", "optim.lr", 0.3),
+        ("config.lr, config.momentum = 0.3, 0.8", "optim.lr", 0.3),
+        ("a, b = 1, 2\nconfig.lr = 0.1 * b", "optim.lr", 0.2),
+        ("roots = {'a': '/data'}\nconfig.rec = roots['a']", "data.url", "/data"),
+        ("rates = [0.1, 0.2]\nconfig.lr = rates[-1]", "optim.lr", 0.2),
+        ("config.fp16 = not False", "train.precision", "fp16"),
+        ("config.rec = None or '/data'", "data.url", "/data"),
+        ("config.fp16 = 3 > 2 and True", "train.precision", "fp16"),
+        ("def helper(x):\n    return x\nconfig.lr = 0.2", "optim.lr", 0.2),
+        ("config.lr = open('x')\nconfig.lr = 0.2", "optim.lr", 0.2),
+        ("import os\nconfig.rec = os.environ.get('NOT_SET_ANYWHERE', '/data') + '/faces'", "data.url", "/data/faces"),
+        ("import os\nconfig.batch_size = int(os.getenv('NOT_SET_ANYWHERE', 64))", "train.batch_size", 64),
+        ("import os\nconfig.rec = os.environ.get('NOT_SET_ANYWHERE') or '/data'", "data.url", "/data"),
         ("config.m = 0.4\nconfig.margin_list = (1.0, 0.0, config.m)", None, None),
     ],
 )
@@ -236,6 +249,71 @@ def test_what_people_write_is_read(tmp_path: Path, text: str, field: str | None,
     section, name = field.split(".")
     for path in (write(tmp_path, text), str(tmp_path / "bom.py")):
         assert getattr(getattr(load_recipe(path), section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("os.environ['NOT_SET_ANYWHERE']", "NOT_SET_ANYWHERE is not set in the environment; set it"),
+        ("os.environ['WANDB_API_KEY']", "WANDB_API_KEY looks like a secret"),
+        ("os.getenv('AWS_SECRET_ACCESS_KEY', '')", "AWS_SECRET_ACCESS_KEY looks like a secret"),
+        ("'https://host/' + os.environ.get('DB_PASSWORD')", "DB_PASSWORD looks like a secret"),
+        ("0.1 * int(os.environ['WORLD_SIZE'])", "WORLD_SIZE is not the same for all processes"),
+        ("os.environ.get('LOCAL_RANK', 0)", "LOCAL_RANK is not the same for all processes"),
+        ("os.environ.get('A', 'b', 'c')", "is neither a literal"),
+        ("os.environ", "is neither a literal"),
+        ("str(os.environ)", "is neither a literal"),
+        ("{'a': 1}['b']", "there is no such item"),
+        ("[1, 2][2]", "there is no such item"),
+        ("'abc'['a']", "is neither a literal"),
+        ("3[0]", "is neither a literal"),
+    ],
+)
+def test_what_the_environment_and_lists_do_not_say_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "4711")
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(write(tmp_path, f"import os\nconfig.rec = {text}"))
+    assert "4711" not in str(caught.value)
+
+
+def test_the_environment_is_asked_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACES_ROOT", "/mnt/faces")
+    for asked in ("os.environ['FACES_ROOT']", "os.environ.get('FACES_ROOT', '/data')", "os.getenv('FACES_ROOT')"):
+        path = write(tmp_path, f"import os\nconfig.rec = os.path.join({asked}, 'ms1mv3')")
+        with pytest.warns(UserWarning, match=r"line 5: FACES_ROOT is taken from the environment"):
+            assert load_recipe(path).data.url == "/mnt/faces/ms1mv3"
+
+
+def test_what_has_no_effect_need_not_be_read(tmp_path: Path) -> None:
+    text = "from datetime import datetime\nconfig.output = f'runs/{datetime.now():%Y}'\nconfig.lr = 0.2"
+    with pytest.warns(UserWarning, match=r"config\.output has no effect"):
+        assert load_recipe(write(tmp_path, text)).optim.lr == 0.2
+    with pytest.raises(RecipeError, match=r"line 5: .*config\.output"):
+        load_recipe(write(tmp_path, "config.output = open('x')\nconfig.rec = config.output"))
+
+
+def test_settings_of_a_base_file_hold_where_the_file_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the reference's get_config: its own base.py first; files may also go on from another by name."""
+    write(tmp_path, "config.lr = 0.02\nconfig.batch_size = 64\nconfig.output = 'x'\nconfig.wandb_key = 'X'", "base.py")
+    ours = write(tmp_path, "config.batch_size = 32")
+    recipe = load_recipe(ours)
+    assert (recipe.optim.lr, recipe.train.batch_size, recipe.name) == (0.02, 32, "ours")
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("ours.py").optim.lr == 0.02
+    write(tmp_path, "config.momentum = 0.8\nconfig.num_epoch = 30", "common.py")
+    text = "from configs.common import config\nconfig.warmup_epoch = config.num_epoch // 10\nconfig.lr = 0.3"
+    (tmp_path / "ours.py").write_text(text)
+    optim = load_recipe(ours).optim
+    assert (optim.momentum, optim.warmup_epochs, optim.lr) == (0.8, 3.0, 0.3)
+    (tmp_path / "ours.py").write_text(text.replace("common", "nowhere"))
+    with pytest.raises(RecipeError, match=r"ours\.py, line 1: its config is that of nowhere\.py, which is not beside"):
+        load_recipe(ours)
+    write(tmp_path, "config.batch_sise = 64", "base.py")
+    with pytest.raises(RecipeError, match=r"base\.py, line 4: unknown setting config\.batch_sise"):
+        load_recipe(write(tmp_path, "config.lr = 0.1"))
 
 
 @pytest.mark.parametrize(
