@@ -1,4 +1,4 @@
-"""Shared fixtures: a real S3 store (SeaweedFS) on loopback, one for the whole test session."""
+"""The order of the tests, and what they share: a real S3 store (SeaweedFS) on loopback, one for a whole session."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ import s3fs
 from demo.object_store import ObjectStore
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What takes longest, the longest first: started last, one of these would leave the other cores without work.
+LONGEST = [
+    *("docs/test_pages", "e2e/test_elastic_job", "faults/test_outages", "elastic/test_agreement", "e2e/test_pipeline"),
+    *("elastic/test_world_independence", "faults/test_runs", "faults/test_checkpoints", "e2e/test_demo"),
+    *("components/test_kubernetes_cli", "elastic/test_membership", "elastic/test_reproducible"),
+    *("backbones/test_backbones", "checkpoint/test_manager"),
+]
+# Files whose long tests share nothing: any worker may have them.
+APART = ("docs/test_pages", "e2e/test_elastic_job", "e2e/test_demo", "components/test_kubernetes_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first, and for ``--dist loadgroup`` the tests of a file together, as they share its fixtures."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    places = {item: str(item.path.relative_to(item.config.rootpath / "tests").with_suffix("")) for item in items}
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, order.get(places[item], len(order))))
+    for item in items:
+        slow, place = item.get_closest_marker("slow") is not None, places[item]
+        shared = f"{place} slow" if slow else place
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if slow and place in APART else shared))
 
 
 @pytest.fixture(scope="session")

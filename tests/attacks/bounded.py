@@ -21,6 +21,7 @@ from app.data.prepare.photograph import open_photograph
 from app.errors import AppError
 from app.weights import parse_weights
 from tests.attacks.tensor_files import read_tensor_file
+from tests.ranks import PRELOADED
 
 ALLOWANCE = 64 << 20  # bytes beside twice the input
 SECONDS = 60
@@ -59,7 +60,7 @@ class Outcome:
 
 def read(kind: str, data: bytes) -> Outcome:
     """What the reader of this kind makes of the bytes; a crash, a hang or an error without a name fails the test."""
-    _context.set_forkserver_preload([__name__])
+    _context.set_forkserver_preload(PRELOADED)
     ours, theirs = _context.Pipe(duplex=False)
     process = _context.Process(target=_child, args=(kind, data, theirs))
     process.start()
