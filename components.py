@@ -47,10 +47,10 @@ def arcface_dist(
         data: URL of the folder with train.rec and train.idx
         output: URL under which the run's folder is written
         name: of the run; its folder and its job are called so; default: the recipe's name
-        hardware: profile of the nodes: ascend-910, ascend-910b, ascend-a3, nvidia, cpu (``-host`` variants: see docs)
+        hardware: profile of the nodes: ascend-910, ascend-910b, ascend-a3, nvidia, cpu, or a .toml file of your own
         image: container image
         cpu: CPU cores a node; 0: the profile's
-        memMB: memory a node in MiB; 0: the profile's
+        memMB: memory a node in MB; 0: the profile's
         env: environment variables of the trainers, KEY=VALUE,...
         secret: Kubernetes Secret with the object store's keys and endpoint; never pass keys as arguments
         service_account: Kubernetes service account of the pods
@@ -93,7 +93,7 @@ def arcface_verify(
         hardware: profile of the node; one device of it is asked for
         image: container image
         cpu: CPU cores; 0: the profile's
-        memMB: memory in MiB; 0: the profile's
+        memMB: memory in MB; 0: the profile's
         env: environment variables, KEY=VALUE,...
         secret: Kubernetes Secret with the object store's keys and endpoint
         service_account: Kubernetes service account of the pod
@@ -124,7 +124,7 @@ def arcface_prepare(
         output: URL of the folder to write to
         image: container image
         cpu: CPU cores
-        memMB: memory in MiB
+        memMB: memory in MB
         env: environment variables, KEY=VALUE,...
         secret: Kubernetes Secret with the object store's keys and endpoint
         service_account: Kubernetes service account of the pod

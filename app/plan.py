@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app import storage
 from app.backbones.config import ModelConfig
@@ -209,12 +210,21 @@ def load_node(name: str) -> Node:
     Raises:
         ResourceError: there is none of that name here.
     """
-    path = _PROFILES / f"{name.removesuffix('-host')}.toml"
+    own: dict[str, Any] = {}
+    base = name
+    if name.endswith(".toml"):  # a file of one's own, which says what differs from its base
+        try:
+            own = tomllib.loads(Path(name).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            raise ResourceError(f"--hardware {name}: {error}") from error
+        base = str(own.get("base"))
+    path = _PROFILES / f"{base.removesuffix('-host')}.toml"
     if not path.exists():
         names = ", ".join(sorted(found.stem for found in _PROFILES.glob("*.toml"))) or "none: this is no checkout"
-        raise ResourceError(f"unknown hardware {name!r}: one of {names}; or give --device-mb and --host-mb")
-    fields = tomllib.loads(path.read_text())
-    return Node(fields["devices"], fields.get("device_memory_mb", 0), fields["memory_mb"])
+        raise ResourceError(f"unknown hardware {base!r}: one of {names}; or give --device-mb and --host-mb")
+    fields = tomllib.loads(path.read_text()) | own
+    # A pod's limit is in units of 10^6 bytes.
+    return Node(fields["devices"], fields.get("device_memory_mb", 0), fields["memory_mb"] * 10**6 >> 20)
 
 
 @dataclass(frozen=True)
@@ -297,7 +307,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--nnodes", default="1", metavar="N", help="N or MIN:MAX; the least number is the hardest")
     parser.add_argument("--nproc-per-node", type=int, default=0, metavar="N", help="0: one a device of the profile")
-    parser.add_argument("--hardware", default="ascend-910b", metavar="NAME", help="a node; default: %(default)s")
+    parser.add_argument(
+        "--hardware", default="ascend-910b", metavar="NAME", help="a node, or .toml file; default: %(default)s"
+    )
     parser.add_argument("--device-mb", type=int, metavar="MIB", help="memory of a device; default: the profile's")
     parser.add_argument("--host-mb", type=int, metavar="MIB", help="memory of a host; default: the profile's share")
     parser.add_argument("--rate", type=float, default=0.0, metavar="R", help="img/s of the whole job, if known")

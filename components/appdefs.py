@@ -20,9 +20,10 @@ from components.arguments import (
     check_url,
     job_name,
     parse_nodes,
+    verbatim,
 )
 from components.hardware import HardwareProfile, load_profile
-from components.jobs import PrepareJob, TrainJob, VerifyJob
+from components.jobs import Job, PrepareJob, TrainJob, VerifyJob
 from components.overlays import overlay_elastic_job, overlay_pod, overlay_single_job
 from components.recipes import default_run_name, known_recipe, names_data
 
@@ -30,6 +31,8 @@ PYTHON = "python"
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
 _LEAVE_SECONDS = 20
 _MOST_PROCESSES = 256  # a node without devices
+_LEAST_MEMORY_MB = 256
+_MOST_SECONDS = 2**31 - 1  # Volcano counts them in 32 bits
 METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
 
@@ -41,9 +44,10 @@ def train_app(job: TrainJob) -> specs.AppDef:
     _check_numbers(job)
     known_recipe(job.recipe)
     check_app_options(job.app_args)
-    profile = load_profile(job.hardware)
+    profile = _profile(job.hardware)
     check_number("--nproc_per_node", job.nproc_per_node, 0, profile.devices if profile.resource else _MOST_PROCESSES)
     processes = job.nproc_per_node or profile.devices
+    profile.check_devices(processes)
     profile = profile.with_devices(processes)
     run_name = job.name or default_run_name(job.recipe)
     check_run_name(run_name)
@@ -64,14 +68,9 @@ def train_app(job: TrainJob) -> specs.AppDef:
             *("--max-restarts", str(job.max_restarts)),
             # What a pod has from SIGTERM to SIGKILL, less what its agent needs to leave.
             *("--shutdown-timeout", str(profile.grace_seconds - _LEAVE_SECONDS)),
-            *("--", *recipe, "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
-            *(("--data.url", job.data) if job.data else ()),
-            *(("--output.url", job.output) if job.output else ()),
-            # The logical workers follow from the largest world and the recipe.
-            *("--train.max-processes", str(most * processes)),
-            *job.app_args,
+            *("--", *map(verbatim, _app_words(job, recipe, run_name, most * processes))),
         ],
-        env={**_WRITABLE_HOME, **profile.env, **job.env},
+        env=_environment(job, profile),
         num_replicas=most,
         port_map={"metrics": METRICS_PORT},
         min_replicas=least if least < most else None,
@@ -93,10 +92,27 @@ def train_app(job: TrainJob) -> specs.AppDef:
     return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
 
 
+def _app_words(job: TrainJob, recipe: list[str], run_name: str, most: int) -> list[str]:
+    return [
+        *(*recipe, "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
+        *(("--data.url", job.data) if job.data else ()),
+        *(("--output.url", job.output) if job.output else ()),
+        # The logical workers follow from the largest world and the recipe.
+        *("--train.max-processes", str(most)),
+        *job.app_args,
+    ]
+
+
+def _profile(hardware: str) -> HardwareProfile:
+    profile = load_profile(hardware)
+    check_environment(profile.env)
+    return profile
+
+
 def _check_numbers(job: TrainJob) -> None:
     check_number("--max_restarts", job.max_restarts, 0)
     check_number("--rdzv_port", job.rdzv_port, 1, 65535)
-    check_number("--ttl_seconds", job.ttl_seconds, 0)
+    check_number("--ttl_seconds", job.ttl_seconds, 0, _MOST_SECONDS)
     if job.rdzv_port == METRICS_PORT:
         raise ComponentError(f"--rdzv_port {METRICS_PORT} is that of the metrics: take another")
 
@@ -139,7 +155,7 @@ def verify_app(job: VerifyJob) -> specs.AppDef:
         raise ComponentError("arcface_verify needs --model (URL of a run folder) and --sets (URL of the .bin files)")
     _check(job, model=job.model, sets=job.sets, report=job.report)
     check_number("--floor", job.floor, 0, 1)
-    profile = load_profile(job.hardware).with_devices(1)
+    profile = _profile(job.hardware).with_devices(1)
     arguments = [
         *("--model", job.model, "--sets-url", job.sets),
         *(("--sets", job.set_names) if job.set_names else ()),
@@ -153,8 +169,8 @@ def verify_app(job: VerifyJob) -> specs.AppDef:
         name="verify",
         image=job.image,
         entrypoint=PYTHON,
-        args=["-m", "app.verify", *arguments],
-        env={**_WRITABLE_HOME, **profile.env, **job.env},
+        args=["-m", "app.verify", *map(verbatim, arguments)],
+        env=_environment(job, profile),
         resource=_resource(profile, job.cpu, job.memMB),
     )
     return _single_role_app("verify-" + job.model.rstrip("/").rsplit("/", 1)[-1], role, job, profile)
@@ -172,14 +188,14 @@ def prepare_app(job: PrepareJob) -> specs.AppDef:
         name="prepare",
         image=job.image,
         entrypoint=PYTHON,
-        args=["-m", "app.prepare", *arguments],
-        env={**_WRITABLE_HOME, **job.env},
+        args=["-m", "app.prepare", *map(verbatim, arguments)],
+        env=_environment(job, None),
         resource=_resource(profile, job.cpu, job.memMB),
     )
     return _single_role_app(f"prepare-{job.kind}", role, job, profile)
 
 
-def _check(job: TrainJob | VerifyJob | PrepareJob, *texts: str, **urls: str) -> None:
+def _check(job: Job, *texts: str, **urls: str) -> None:
     """What every component refuses."""
     check_image(job.image)
     check_environment(job.env)
@@ -187,10 +203,17 @@ def _check(job: TrainJob | VerifyJob | PrepareJob, *texts: str, **urls: str) -> 
     check_object_name("--service_account", job.service_account)
     check_number("--cpu", job.cpu, 0)
     check_number("--memMB", job.memMB, 0)
+    if 0 < job.memMB < _LEAST_MEMORY_MB:
+        raise ComponentError(f"--memMB {job.memMB}: Python with torch alone takes {_LEAST_MEMORY_MB}; was GB meant?")
     for text in (*texts, *urls.values(), *job.app_args):
         check_no_password("an argument", text)
     for name, url in urls.items():
         check_url(f"--{name}", url)
+
+
+def _environment(job: Job, profile: HardwareProfile | None) -> dict[str, str]:
+    given = {**(profile.env if profile else {}), **job.env}
+    return {**_WRITABLE_HOME, **{name: verbatim(value) for name, value in given.items()}}
 
 
 def _single_role_app(

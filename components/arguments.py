@@ -13,9 +13,11 @@ from components.image_registry import split_reference
 
 _NODES = re.compile(r"([0-9]+)(?::([0-9]+))?")
 _MOST_NODES = 256  # TorchX writes a task of some 5 KB a node, and the API server takes objects of 1.5 MB
+_SPEAK_S3 = ("obs", "cos", "ks3", "minio", "ceph")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SWALLOWED = re.compile(r"""["'].*[,;]\s*[A-Za-z_][A-Za-z0-9_]*=""", re.DOTALL)
-_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a DNS subdomain, as Kubernetes names Secrets and accounts
+# A DNS subdomain, as Kubernetes names Secrets and accounts, with room for what is appended ("-rdzv").
+_OBJECT = re.compile(r"(?=.{1,240}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 # As the registries' reference grammar has it (github.com/distribution/reference): a domain may have capitals and a
 # port, the path may not have capitals, then a tag, a digest, or both.
 _IMAGE = re.compile(
@@ -95,19 +97,23 @@ def check_object_name(option: str, name: str) -> None:
     Raises:
         ComponentError: names the option.
     """
-    if name and (len(name) > 253 or not _OBJECT.fullmatch(name)):
-        raise ComponentError(f"{option} {name!r} is no name of an object: small letters, digits, '-' and '.'")
+    if name and not _OBJECT.fullmatch(name):
+        raise ComponentError(
+            f"{option} {name[:60]!r} is no name of an object: small letters and digits, '-' and '.' inside, at most 240"
+        )
 
 
 def check_run_name(name: str) -> None:
     """Refuse what is not one folder's name below the output.
 
     Raises:
-        ComponentError: it is more than that, too long, or cannot be seen.
+        ComponentError: it is more than that, too long, cannot be seen, or would be taken for an option.
     """
-    if not name.strip() or name in (".", "..") or "/" in name or len(name) > 200 or not name.isprintable():
+    odd = name.strip() != name or name.startswith("--") or "/" in name or not name.isprintable()
+    if odd or name in ("", ".", "..") or len(name) > 200:
         raise ComponentError(
-            f"--name {name[:60]!r} is no name of a folder: up to 200 characters on one line, without a slash"
+            f"--name {name[:60]!r} is no name of a folder: up to 200 characters on one line, without a slash, "
+            "two dashes in front or spaces around it"
         )
 
 
@@ -123,6 +129,8 @@ def check_url(option: str, text: str) -> None:
         if found and scheme.partition("::")[0] not in known:
             near = difflib.get_close_matches(scheme, known, 1, 0.5)
             hint = f"did you mean {near[0]}://? " if near else ""
+            if scheme in _SPEAK_S3:
+                hint = f"that store speaks S3: s3://{rest} with its endpoint as AWS_ENDPOINT_URL in the Secret; "
             raise ComponentError(
                 f"{option} {url}: no storage is known as {scheme}://; {hint}s3://, gs://, oss:// and https:// are"
             )
@@ -130,6 +138,16 @@ def check_url(option: str, text: str) -> None:
             raise ComponentError(f"{option} {url}: no bucket behind {scheme}://")
         if not url.isprintable():
             raise ComponentError(f"{option} {url!r}: characters that cannot be seen")
+
+
+def verbatim(text: str) -> str:
+    """What the user wrote, such that TorchX hands it on so: it would fill in ``${app_id}`` and make ``$$`` a ``$``."""
+    return text.replace("$", "$$")
+
+
+def as_handed_on(text: str) -> str:
+    """What TorchX makes of ``verbatim``."""
+    return text.replace("$$", "$")
 
 
 def job_name(text: str) -> str:

@@ -19,6 +19,7 @@ from torchx.runner import Runner, config, get_runner
 from torchx.runner.config import load_sections
 from torchx.specs import AppState, AppStatus, CfgVal
 
+from app.command_line import CommandLine
 from components.arguments import parse_nodes
 from components.recipes import default_run_name
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
@@ -158,9 +159,7 @@ def scheduler_options(runner: Runner, options: argparse.Namespace) -> dict[str, 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "components.pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("python -m components.pipeline", description=__doc__)
     parser.add_argument("-s", "--scheduler", default="kubernetes")
     parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
     parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")

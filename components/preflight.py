@@ -20,8 +20,9 @@ from torchx.specs import AppDef, CfgVal
 from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
+from app.command_line import CommandLine
 from components.app_options import AppMissing, plan, settings
-from components.arguments import is_path
+from components.arguments import as_handed_on, is_path
 from components.hardware import load_profile
 from components.image_registry import RegistryUnknown, require_image
 from components.jobs import TrainJob
@@ -45,11 +46,16 @@ def resolve(app: AppDef) -> dict[str, Any]:
         ComponentError: the app refuses an option.
         Skipped: the app cannot be asked from here.
     """
-    arguments = app.roles[-1].args
     try:
-        return settings(arguments[arguments.index("--") + 1 :])
+        return settings(app_words(app))
     except AppMissing as reason:
         raise Skipped(f"the app cannot be asked from here: {reason}") from reason
+
+
+def app_words(app: AppDef) -> list[str]:
+    """The options of ``app.train``, as it will get them."""
+    arguments = app.roles[-1].args
+    return [as_handed_on(word) for word in arguments[arguments.index("--") + 1 :]]
 
 
 def check_options(recipe: dict[str, Any]) -> str:
@@ -74,9 +80,10 @@ def check_memory(app: AppDef, recipe: dict[str, Any], hardware: str, scheduler: 
     trainer = app.roles[-1]
     words = trainer.args[: trainer.args.index("--")]
     layout = [word for name in ("--nnodes", "--nproc-per-node") for word in (name, words[words.index(name) + 1])]
-    node = ["--hardware", hardware, "--host-mb", str(trainer.resource.memMB)]
+    # A pod's limit is in units of 10^6 bytes, what the app counts in MiB.
+    node = ["--hardware", hardware, "--host-mb", str(trainer.resource.memMB * 10**6 >> 20)]
     try:
-        return plan([*layout, *node, *trainer.args[len(words) + 1 :]])
+        return plan([*layout, *node, *app_words(app)])
     except AppMissing as reason:
         raise Skipped(f"the app cannot be asked from here: {reason}") from reason
 
@@ -87,7 +94,9 @@ def hardware_of(arguments: list[str]) -> str:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     defaults = load_sections(prefix="component").get(f"{FILE}:arcface_dist", {})
     parser.add_argument("--hardware", default=defaults.get("hardware", TrainJob.hardware))
-    return str(load_profile(parser.parse_known_args(given)[0].hardware).name)
+    named: str = parser.parse_known_args(given)[0].hardware
+    load_profile(named)
+    return named
 
 
 def check_image(app: AppDef, scheduler: str) -> str:
@@ -174,9 +183,7 @@ def check_cluster(app: AppDef, scheduler: str, cfg_text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Ask everything; returns 1 when something would fail."""
-    parser = argparse.ArgumentParser(
-        "components.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandLine("python -m components.preflight", description=__doc__)
     parser.add_argument("-s", "--scheduler", default="kubernetes")
     parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
     cut = arguments.index("--") if "--" in arguments else len(arguments)

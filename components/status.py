@@ -6,7 +6,6 @@ run's folder. Ends with 1 when the job failed or is not there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -15,9 +14,10 @@ from typing import Any
 from torchx.runner import get_runner
 from torchx.specs.api import parse_app_handle
 
+from app.command_line import CommandLine
 from app.errors import printable, redact
 from components.app_options import AppMissing, settings
-from components.arguments import ComponentError
+from components.arguments import ComponentError, as_handed_on
 from components.job_reason import JobFacts, reason, replica
 from components.store import Skipped, StoreError, names_in, read_ends
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
@@ -29,7 +29,7 @@ _RANKS_SHOWN, _RANKS_READ = 4, 256
 
 def main(arguments: list[str]) -> int:
     """Print the line."""
-    parser = argparse.ArgumentParser("components.status", description=__doc__)
+    parser = CommandLine("python -m components.status", description=__doc__)
     parser.add_argument("handle", help="kubernetes://torchx/NAMESPACE:NAME")
     handle = parser.parse_args(arguments).handle
     # It would tell of each of its attempts to reach a dead server.
@@ -130,7 +130,7 @@ def run_folder(job: dict[str, Any]) -> str:
         for container in task["template"]["spec"]["containers"]:
             command = container.get("command") or []
             if "app.elastic.launch" in command and "--" in command:
-                words = command[command.index("--") + 1 :]
+                words = [as_handed_on(word) for word in command[command.index("--") + 1 :]]
                 names = [words[at + 1] for at, word in enumerate(words[:-1]) if word == "--name"]
                 names += [word.partition("=")[2] for word in words if word.startswith("--name=")]
                 try:

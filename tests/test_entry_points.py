@@ -56,8 +56,9 @@ def test_help_is_printed_anywhere_and_nothing_is_started(
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *COMPONENTS])
 def test_version(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
     assert python_m(module, "--version", monkeypatch) == 0
     assert capsys.readouterr().out == f"arcface-torchx {__version__}\n"
 

@@ -198,7 +198,18 @@ def test_the_users_logical_workers_stand_and_too_few_are_refused() -> None:
         ({"rdzv_port": 0}, "--rdzv_port must be from 1 to 65535"),
         ({"rdzv_port": 99999}, "--rdzv_port must be from 1 to 65535"),
         ({"rdzv_port": 9400}, "is that of the metrics"),
-        ({"ttl_seconds": -1}, "--ttl_seconds must be at least 0"),
+        ({"ttl_seconds": -1}, "--ttl_seconds must be from 0 to 2147483647"),
+        ({"ttl_seconds": 1 << 31}, "--ttl_seconds must be from 0 to 2147483647"),
+        ({"memMB": 64}, "--memMB 64: Python with torch alone takes 256; was GB meant?"),
+        ({"name": "--x"}, "--name '--x' is no name of a folder"),
+        ({"name": " a"}, "--name ' a' is no name of a folder"),
+        ({"secret": "a..b"}, "--secret 'a..b' is no name of an object"),
+        ({"secret": "a" * 250}, "at most 240"),
+        ({"data": "obs://b/x"}, "that store speaks S3: s3://b/x with its endpoint as AWS_ENDPOINT_URL"),
+        ({"hardware": "910A"}, "unknown hardware '910A': did you mean 'ascend-910'?"),
+        ({"hardware": "ASCEND-910B"}, "unknown hardware 'ASCEND-910B': did you mean 'ascend-910b'?"),
+        ({"hardware": "ascend-910", "nproc_per_node": 3}, "a pod can have 1, 2, 4, 8 of a node of ascend-910"),
+        ({"hardware": "ascend-a3", "nproc_per_node": 5}, "--nproc_per_node 5: a pod can have 1, 2, 4, 6, 8, 10, 12"),
         ({"name": "../up"}, "--name '../up' is no name of a folder"),
         ({"name": "a\nb"}, "is no name of a folder"),
         ({"name": "x" * 300}, "is no name of a folder: up to 200 characters"),
@@ -262,6 +273,26 @@ def test_the_callers_environment_is_not_changed() -> None:
     app = build("arcface_dist", nnodes="1", hardware="cpu", recipe="orl", env=env)
     assert env == {"A": "1"}
     assert app.roles[1].env["A"] == "1"
+
+
+DOLLARS = ["a$$b", "${app_id}", "$(HOME)", "$x", "cost$"]
+
+
+@pytest.mark.parametrize("word", DOLLARS)
+def test_neither_torchx_nor_kubernetes_fills_in_what_the_user_wrote(word: str) -> None:
+    app = build("arcface_dist", nnodes="1", hardware="cpu", name=word, data=f"s3://b/{word}", env={"A": word})
+    (container,) = yaml.safe_load(manifest(app))["spec"]["tasks"][1]["template"]["spec"]["containers"]
+    command = [as_kubernetes_expands(part) for part in container["command"]]
+    assert command[command.index("--name") + 1] == word
+    assert command[command.index("--data.url") + 1] == f"s3://b/{word}"
+    (value,) = [item["value"] for item in container["env"] if item["name"] == "A"]
+    assert as_kubernetes_expands(value) == word
+    assert command[command.index("--rdzv-id") + 1].endswith("-UNIQUE")
+
+
+def as_kubernetes_expands(text: str) -> str:
+    """Of kubelet's rules, for names that are set: ``$$`` is a dollar, ``$(NAME)`` a value."""
+    return re.sub(r"\$(\$|\((\w+)\))", lambda found: "$" if found[1] == "$" else f"VALUE OF {found[2]}", text)
 
 
 @pytest.mark.parametrize(

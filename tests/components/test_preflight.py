@@ -146,6 +146,10 @@ def test_a_mistyped_app_option_and_a_folder_of_this_machine_are_found(
     assert "failed  arguments: unknown option --train.epohcs: did you mean '--train.epochs'?" in capsys.readouterr().out
     assert main(["--", "--recipe", "orl", "--hardware", "cpu", "--data", str(tmp_path), "--image", "a:1"]) == 1
     assert f"failed  cluster: --data.url {tmp_path}: no pod has this folder" in capsys.readouterr().out
+    for option in ("--output", "--distill.teacher"):
+        words = ["--", f"{option}=file:///tmp/a.pt"] if "." in option else [option, "file:///tmp/a.pt"]
+        assert main(["--", "--recipe", "orl", "--hardware", "cpu", "--data", data, "--image", "a:1", *words]) == 1
+        assert "file:///tmp/a.pt: no pod has this folder" in capsys.readouterr().out
 
 
 def test_local_schedulers_are_not_asked_for_images(data: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +166,7 @@ def test_what_cannot_fit_is_refused_with_what_would(data: str, capsys: pytest.Ca
     assert ask(data, *app) == 0
     assert "ok      memory: a host needs" in capsys.readouterr().out
     assert ask(data, "--memMB", "400", *app) == 1
-    assert re.search("failed  memory: a host has 400 MiB and [0-9]+ MiB are needed: ", capsys.readouterr().out)
+    assert re.search("failed  memory: a host has 381 MiB and [0-9]+ MiB are needed: ", capsys.readouterr().out)
     assert ask(data) == 0
     assert "skipped memory: the recipe leaves the number of classes to the dataset" in capsys.readouterr().out
 

@@ -12,9 +12,9 @@ import yaml
 
 from app import storage
 from components.job_reason import JobFacts, reason
-from components.status import main
+from components.status import main, run_folder
 from tests.components.api_server import ApiServer
-from tests.components.test_appdefs import GOLDEN
+from tests.components.test_appdefs import GOLDEN, build, manifest
 
 NAME = "orl-abc"
 HANDLE = f"kubernetes://torchx/default:{NAME}"
@@ -172,3 +172,8 @@ def test_words_of_events_and_files_reach_no_terminal_as_orders(
         assert "\x1b" not in out
         assert "hunter22" not in out
         assert ("http://***@host" in out, "not an event log of this program" in out) == (number == 0, number == 1)
+
+
+def test_dollars_of_a_runs_folder_are_read_as_the_pods_read_them() -> None:
+    app = build("arcface_dist", nnodes="1", hardware="cpu", recipe="orl", name="cost$$x", output="s3://runs/$(A)")
+    assert run_folder(yaml.safe_load(manifest(app))) == "s3://runs/$(A)/cost$$x"

@@ -30,6 +30,23 @@ EVERYTHING: dict[str, Any] = {
     "workers": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}},
 }
 EXTERNAL: dict[str, Any] = {"s3": {"externalSecret": {**ON, "store": "vault"}}}
+# Names that YAML would read as something else, numbers that Go prints as floats, words with marks of YAML in them.
+ODD: dict[str, Any] = {
+    **EVERYTHING,
+    "namespace": {"name": "123"},
+    "queue": {"name": "true", "weight": 2000000, "capability": {"huawei.com/Ascend910": 32, "memory": 2000000000000}},
+    "workers": {"serviceAccount": "1e3", "annotations": {"a.b/c": "yes: no"}},
+    "submitters": {"serviceAccount": "null"},
+    "s3": {"secret": "0x10", "cidrs": ["::/0", "10.0.0.0/8"], "ports": [8333]},
+    "image": {"repository": "registry.example:5000/a", "tag": "1.0", "pullSecrets": ["007"]},
+    "networkPolicy": {
+        "prometheusNamespace": "on",
+        "dns": {"namespaces": ["openshift-dns"], "cidrs": ["169.254.20.10/32"], "port": 5353},
+    },
+    "podMonitor": {**ON, "labels": {"release": "on"}},
+    "reverify": {**ON, "model": "s3://runs/a: b #c", "sets": "s3://faces/{x}", "floor": 1},
+    "seaweedfs": {**ON, "bucket": "123", "storageClass": "no"},
+}
 BARE: dict[str, Any] = {
     "namespace": {"create": False},
     "queue": {"create": False},
@@ -70,7 +87,9 @@ def pod_specs(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "values", [None, EVERYTHING, EXTERNAL, BARE], ids=["defaults", "everything", "external", "bare"]
+    "values",
+    [None, EVERYTHING, EXTERNAL, BARE, ODD],
+    ids=["defaults", "everything", "external", "bare", "odd"],
 )
 def test_what_the_chart_renders_is_valid(values: dict[str, Any] | None) -> None:
     custom = {"Queue", "PodMonitor", "ExternalSecret", "JobFlow", "JobTemplate"}
@@ -96,7 +115,27 @@ def test_what_the_chart_renders_is_valid(values: dict[str, Any] | None) -> None:
         }
 
 
-@pytest.mark.parametrize("values", [None, EVERYTHING], ids=["defaults", "everything"])
+def test_odd_values_arrive_as_they_are() -> None:
+    found = {(d["kind"], d["metadata"]["name"]): d for d in documents(ODD)}
+    assert all(d["metadata"].get("namespace", "123") == "123" for d in found.values())
+    queue = found["Queue", "true"]["spec"]
+    assert queue["weight"] == 2000000
+    assert float(queue["capability"]["memory"]) == 2e12
+    assert found["ServiceAccount", "1e3"]["imagePullSecrets"] == [{"name": "007"}]
+    assert found["ServiceAccount", "1e3"]["metadata"]["annotations"] == {"a.b/c": "yes: no"}
+    cron = found["CronJob", "arcface-reverify"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert cron["containers"][0]["args"][1:4:2] == ["s3://runs/a: b #c", "s3://faces/{x}"]
+    assert cron["containers"][0]["image"] == "registry.example:5000/a:1.0"
+    assert found["PodMonitor", "arcface"]["metadata"]["labels"]["release"] == "on"
+    store, trial = found["NetworkPolicy", "arcface-object-store"]["spec"]["egress"]
+    assert [block["ipBlock"]["cidr"] for block in store["to"]] == ["::/0", "10.0.0.0/8"]
+    assert trial["ports"] == [{"protocol": "TCP", "port": 8333}]
+    (dns,) = found["NetworkPolicy", "arcface-dns"]["spec"]["egress"]
+    assert len(dns["to"]) == 2
+    assert {port["port"] for port in dns["ports"]} == {5353}
+
+
+@pytest.mark.parametrize("values", [None, EVERYTHING, ODD], ids=["defaults", "everything", "odd"])
 def test_helm_lint_has_no_warning(values: dict[str, Any] | None) -> None:
     report = helm_python.lint(K8S / "chart", values, strict=True)
     assert report["errors"] == []

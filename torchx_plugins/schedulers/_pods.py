@@ -17,7 +17,11 @@ _REMEDIES = (
     ("exceeded quota", "wait until others have ended, ask for less, or have the quota raised"),
     ("maximum", "ask for less with --cpu and --memMB, or have the limit raised"),
 )
-_PLACES = ("--data.url", "--output.url", "--model", "--sets-url", "--report", "--output", "--source", "--verify.url")
+_PLACES = (
+    *("--data.url", "--output.url", "--model", "--sets-url", "--report", "--output", "--source", "--verify.url"),
+    *("--model.init", "--model.init-names", "--head.init", "--distill.teacher"),
+)
+_OF_THIS_MACHINE = ("file", "local", "memory")  # schemes of what no other pod sees
 _IMAGE = re.compile(r"[^\sA-Z]+|[^\s/]+/[^\sA-Z]+")  # capitals are for the registry's name, the tag and the digest
 
 
@@ -66,6 +70,11 @@ def ask_pods(client: Any, namespace: str, resource: dict[str, Any], *, strict: b
             raise explain(error, namespace, client.configuration.host) from error
 
 
+def _is_local(place: str) -> bool:
+    scheme, found, _ = place.partition("://")
+    return bool(place) and place != "synthetic" and (not found or scheme in _OF_THIS_MACHINE)
+
+
 def check_places(resource: dict[str, Any]) -> None:
     """Refuse what no pod can reach: folders of this machine, and images that are no registry's.
 
@@ -86,7 +95,7 @@ def check_places(resource: dict[str, Any]) -> None:
                 option, equals, rest = word.partition("=")
                 value = rest if equals else "".join(command[position + 1 : position + 2])
                 places = [part.strip() for part in value.split(",")]  # datasets may be several
-                local = any(place and "://" not in place and place != "synthetic" for place in places)
+                local = any(map(_is_local, places))
                 if option.replace("_", "-") in _PLACES and local:
                     raise ClusterError(
                         f"{option} {value}: no pod has this folder; put it into a bucket and give its URL, as in "

@@ -41,6 +41,7 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         complete_job(app, resource)
         add_pod_address(resource)
         name_namespace(resource, cfg.namespace or "default")
+        keep_dollars(app, resource)
         check_names(resource)
         if cfg.validate_spec:
             try:
@@ -201,6 +202,18 @@ def name_namespace(resource: dict[str, Any], namespace: str) -> None:
             for variable in container.env or []:
                 if variable.name == "TORCHX_JOB_ID" and variable.value.endswith(f"/{name}"):
                     variable.value = f"{variable.value.removesuffix(name)}{namespace}:{name}"
+
+
+def keep_dollars(app: AppDef, resource: dict[str, Any]) -> None:
+    """Let the words of our roles reach the pods as they are: Kubernetes fills in ``$(NAME)`` and halves ``$$``."""
+    ours = {role.name for role in app.roles if get_overlay(role, "volcano", "Task")}
+    for task in resource["spec"]["tasks"]:
+        if task["name"].rpartition("-")[0] not in ours:
+            continue
+        for container in task["template"].spec.containers:
+            container.command = [str(word).replace("$", "$$") for word in container.command or []]
+            for variable in container.env or []:
+                variable.value = variable.value and variable.value.replace("$", "$$")
 
 
 def check_names(resource: dict[str, Any]) -> None:

@@ -12,6 +12,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Of a service account or a pod: what a private registry asks for. */}}
+{{- define "arcface.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Pod and container of the Pod Security level "restricted". */}}
 {{- define "arcface.podSecurity" -}}
 runAsNonRoot: true
@@ -48,7 +58,7 @@ s3://runs/.helm-test
 {{- define "arcface.storeAuthority" -}}
 - name: store-ca
   secret:
-    secretName: {{ .Values.s3.secret }}
+    secretName: {{ .Values.s3.secret | quote }}
     optional: true
     items: [{key: ca.crt, path: ca.crt}]
 {{- end }}
