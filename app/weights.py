@@ -173,10 +173,10 @@ def read_centres(
     for url in urls:
         weight = _find_centres(_load_safely(url, storage.read_bytes(url)), embedding_size, url)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != embedding_size:
-            shape = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
-            raise ModelError(
-                f"{url}: centres{shape}, here or in state_dict_softmax_fc, are not [classes, {embedding_size}]"
-            )
+            held = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else " are not there"
+            if isinstance(weight, dict):
+                held += f", among {', '.join(str(name)[:40] for name in list(weight)[:6])}"
+            raise ModelError(f"{url}: centres{held}; they are to be [classes, {embedding_size}]")
         if len(weight) % sub_centres:
             raise ModelError(f"{url}: {len(weight)} centres are not {sub_centres} a class, as head.sub_centres says")
         weight = weight.reshape(-1, sub_centres * embedding_size)
@@ -201,13 +201,14 @@ def _find_centres(state: Any, embedding_size: int, url: str) -> Any:
         name: value
         for name, value in tensors.items()
         if isinstance(value, Tensor) and value.dim() == 2 and _CENTRES.fullmatch(str(name))
+        if f"{str(name).removesuffix('fc.weight')}conv1.weight" not in tensors  # fc is of a backbone then
     }
     if len(found) > 1:
         raise ModelError(f"{url}: which of {', '.join(found)} are the centres? Save those alone")
     for name, value in found.items():
         in_columns = value.shape[0] == embedding_size and (name.endswith("kernel") or value.shape[1] != embedding_size)
         return value.T if in_columns else value
-    return None
+    return state
 
 
 def _load_safely(url: str, data: bytes) -> Any:

@@ -90,6 +90,21 @@ def test_simplified_graphs_have_fewer_nodes_and_the_same_embeddings(tmp_path: Pa
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["r10_small", "ir_18", "mbf"])
+def test_opencv_computes_the_same_from_any_batch(tmp_path: Path, backbone: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    torch.manual_seed(0)
+    torch.save(build_backbone(backbone, embedding_size=16, image_size=32).state_dict(), tmp_path / "w.pth")
+    given = ["--model", str(tmp_path / "w.pth"), "--backbone", backbone, "--embedding-size", "16", "--image-size", "32"]
+    assert main([*given, "--output", str(tmp_path / "m.onnx")]) == 0
+    network = cv2.dnn.readNetFromONNX(str(tmp_path / "m.onnx"))
+    for count in (1, 3):
+        faces = [np.ascontiguousarray(face.transpose(1, 2, 0)[..., ::-1]) for face in IMAGES[:count]]  # as cv2.imread
+        network.setInput(cv2.dnn.blobFromImages(faces, 1 / 127.5, (32, 32), (127.5,) * 3, swapRB=True))
+        expected = open_model(str(tmp_path / "m.onnx"), detect_device("cpu")).embed(IMAGES[:count])
+        assert np.abs(units(network.forward()) - units(expected)).max() < 1e-4
+
+
 def test_several_batches_are_a_file_each(run: Path, tmp_path: Path) -> None:
     assert main(["--model", str(run), "--output", str(tmp_path / "m.onnx"), "--batch", "1,4"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m_b1.onnx", "m_b4.onnx"]

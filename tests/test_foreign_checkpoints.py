@@ -189,8 +189,29 @@ def test_centres_that_are_not_told_apart_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"which of head\.weight, fc\.weight are the centres"):
         read_centres(str(tmp_path / "head.pth"), 10, 16, 0, 10)
     torch.save({"epoch": 3, "conv.weight": CENTRES}, tmp_path / "head.pth")
-    with pytest.raises(ModelError, match=r"are not \[classes, 16\]"):
+    with pytest.raises(
+        ModelError, match=r"centres are not there, among epoch, conv\.weight; they are to be \[classes, 16\]"
+    ):
         read_centres(str(tmp_path / "head.pth"), 10, 16, 0, 10)
+
+
+def test_a_backbone_where_centres_belong_is_no_head(tmp_path: Path) -> None:
+    """``fc.weight`` is MagFace's name of the centres, and the last layer of the reference's networks."""
+    state = build_backbone("r10_small", embedding_size=16, image_size=32).state_dict()
+    torch.save(state, tmp_path / "backbone.pth")
+    with pytest.raises(ModelError, match=r"centres are not there, among conv1\.weight"):
+        read_centres(str(tmp_path / "backbone.pth"), state["fc.weight"].shape[1], 16, 0, 10)
+
+
+def test_another_backbone_than_was_named_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.evaluate.model_source.backbone_names", lambda: ["edgeface_xxs", "ir_18", "r18"])
+    state = build_backbone("ir_18").state_dict()
+    torch.save({f"model.{name}": value for name, value in state.items()}, tmp_path / "x.pth")
+    with pytest.raises(AppError, match=r"weights of another architecture.*; they are those of --backbone ir_18$"):
+        load_model(tmp_path / "x.pth", backbone="r18")
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "x.pth")
+    with pytest.raises(AppError, match=r"set model\.backbone and embedding_size$"):
+        load_model(tmp_path / "x.pth", backbone="r18")
 
 
 @pytest.mark.parametrize("ending", ["ckpt", "pth.tar", "safetensors", "bin"])

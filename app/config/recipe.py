@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import typing
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
@@ -181,6 +182,17 @@ def validate(recipe: Recipe) -> Recipe:
             f"optim.milestones must be rising numbers of epochs; got {', '.join(recipe.optim.milestones)}"
         )
     train = recipe.train
+    if recipe.optim.warmup_epochs >= train.epochs:
+        warnings.warn(
+            f"optim.warmup_epochs {recipe.optim.warmup_epochs:g} is no less than train.epochs {train.epochs}: the rate "
+            "rises to the end, and never falls",
+            stacklevel=2,
+        )
+    if recipe.optim.schedule == "steps" and rising and rising[0] >= train.epochs:
+        warnings.warn(
+            f"optim.milestones begin at epoch {rising[0]:g}, train.epochs is {train.epochs}: the rate never falls",
+            stacklevel=2,
+        )
     if train.reproducible and (train.sync_bn or train.gradient_compression != "none"):
         raise RecipeError(
             "train.reproducible sums in the order of logical workers, which train.sync_bn and "

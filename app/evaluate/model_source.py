@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app import storage
-from app.backbones.registry import build_backbone
+from app.backbones.registry import backbone_names, build_backbone
 from app.checkpoint.manager import CheckpointManager
 from app.checkpoint.names import parse_name
 from app.config.options import parse_recipe
@@ -21,7 +24,16 @@ from app.evaluate.verification import Embed, embed_with
 from app.file_kinds import describe_kind
 from app.parsing import parse_json_object, parse_text
 from app.run_folder import build_model, load_model
-from app.weights import STATE_DICTS, load_foreign, load_weights, parse_weights, read_names
+from app.weights import (
+    STATE_DICTS,
+    ModelError,
+    adapt_weights,
+    check_weights,
+    load_foreign,
+    load_weights,
+    parse_weights,
+    read_names,
+)
 from app.world import World
 
 
@@ -138,9 +150,24 @@ def open_backbone(
         raise ModelSourceError(f"{url}: a state dict does not say what it is: pass --backbone, as in --backbone r50")
     model = build_backbone(backbone, embedding_size=embedding_size, image_size=image_size)
     names = read_names(foreign.names) if foreign.names else None
-    load_foreign(model, state, url, colours=foreign.colours, names=names)
+    try:
+        load_foreign(model, state, url, colours=foreign.colours, names=names)
+    except ModelError as error:
+        fitting = _fitting(state, url, {"embedding_size": embedding_size, "image_size": image_size}, names)
+        raise ModelError(f"{error}{f'; they are those of --backbone {fitting}' if fitting else ''}") from None
     sizes = {"embedding_size": embedding_size, "image_size": image_size}
     return model, {"backbone": backbone, **sizes, "recipe": "-", "step": 0}
+
+
+def _fitting(state: dict[str, Tensor], url: str, sizes: dict[str, int], names: dict[str, str] | None) -> str:
+    """Name of a backbone whose weights these are; empty where there is none. No memory is taken."""
+    for name in backbone_names():
+        with torch.device("meta"), warnings.catch_warnings(), contextlib.suppress(ModelError):
+            warnings.simplefilter("ignore")
+            model = build_backbone(name, **sizes)
+            check_weights(model, adapt_weights(model, state, url, names=names), url)
+            return name
+    return ""
 
 
 def without_query(url: str) -> str:

@@ -43,6 +43,7 @@ class SetResult:
             "accuracy": metrics.accuracy,
             "accuracy_std": metrics.accuracy_std,
             "threshold": metrics.threshold,
+            "threshold_cosine": 1 - metrics.threshold / 2,
             "auc": metrics.auc,
             "eer": metrics.eer,
             "tar_at_far": metrics.tar,

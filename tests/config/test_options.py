@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,17 @@ def test_a_configuration_may_stand_without_an_option_as_for_the_references_train
 def test_ranges_that_hold_nothing_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_arguments(words)
+
+
+def test_a_rate_that_never_falls_is_told() -> None:
+    with pytest.warns(UserWarning, match=r"optim\.warmup_epochs 4 is no less than train\.epochs 4: the rate rises to"):
+        parse_arguments(["--optim.warmup-epochs", "4", "--train.epochs", "4"])
+    steps = ["--optim.schedule", "steps", "--optim.milestones", "8,14", "--train.epochs"]
+    with pytest.warns(
+        UserWarning, match=r"optim\.milestones begin at epoch 8, train\.epochs is 8: the rate never falls"
+    ):
+        parse_arguments([*steps, "8"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse_arguments([*steps, "9"])
+        parse_arguments(["--optim.warmup-epochs", "3.9", "--train.epochs", "4"])

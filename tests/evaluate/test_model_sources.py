@@ -133,7 +133,7 @@ def test_class_centres_of_the_reference_are_taken_over_by_any_number_of_ranks(
     assert torch.equal(torch.cat(shares), centres)
     with pytest.raises(AppError, match=rf"10 class centres in {ranks} files, the run has 11 classes"):
         read_centres(pattern, 11, 32, 0, 11)
-    with pytest.raises(AppError, match=r"centres of shape .* are not \[classes, 64\]"):
+    with pytest.raises(AppError, match=r"centres of shape .* are to be \[classes, 64\]"):
         read_centres(pattern, 10, 64, 0, 10)
 
 
