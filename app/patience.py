@@ -35,6 +35,7 @@ class Counters:
 
 
 counters = Counters()
+listeners: list[Callable[[], None]] = []  # told when the main thread waits for a store: it does not hang
 _answered: set[str] = set()  # stores this process has heard from
 _lock = threading.Lock()
 _outer = threading.local()  # ``persists``: somebody further out waits already
@@ -68,6 +69,7 @@ def patiently(url: str, request: Callable[[], T], *, answers: Callable[[AppError
                 _answered.add(store)
             raise
         _answered.add(store)
+        _tell_progress()
         return result
 
     if getattr(_outer, "persists", False):
@@ -111,9 +113,16 @@ def _repeat(ask: Callable[[], T], until: float, may_pass: Callable[[AppError], b
             if not said:
                 print(f"warning: {error}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
                 said = True
+            _tell_progress()
             time.sleep(wait)
             count_retry(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _tell_progress() -> None:
+    if threading.current_thread() is threading.main_thread():  # what is done beside training moves no step
+        for tell in listeners:
+            tell()
 
 
 def count_retry(seconds: float) -> None:

@@ -13,6 +13,7 @@ from app.config.help import answer
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
 from app.device import detect_device
+from app.elastic import watchdog
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import catch_stop
 from app.errors import AppError, run_main
@@ -22,7 +23,7 @@ from app.run_folder import run_url
 from app.training.finish import finish_run
 from app.training.loop import Outcome
 from app.training.start import is_complete, prepare, say_complete
-from app.world import join_world
+from app.world import join_world, rank_and_size
 
 _SIGNALLED = 128  # exit codes above it name the signal that this process was sent; the others stop with it
 
@@ -53,7 +54,12 @@ def run(arguments: list[str]) -> int:
 
 def train(recipe: Recipe) -> int:
     """One start of a run: join the others, train until the end or until a node must go, say that it is done."""
-    with join_world(detect_device(), timeout=recipe.train.step_timeout + 60) as world, catch_stop() as stop:
+    timeout = recipe.train.step_timeout
+    with (
+        watchdog.watched(*rank_and_size(), timeout),
+        join_world(detect_device(), timeout=timeout + 60) as world,
+        catch_stop() as stop,
+    ):
         torch.manual_seed(recipe.train.seed)
         if recipe.train.reproducible:
             world.device.make_reproducible()
@@ -70,6 +76,7 @@ def train(recipe: Recipe) -> int:
             say_complete(loop)
         elif outcome is Outcome.FINISHED:
             outcome = finish_run(loop)
+        watchdog.leave("close")
         events.close()
         loop.checkpoints.close()
         if outcome is Outcome.STOPPED:

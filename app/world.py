@@ -41,6 +41,11 @@ class World:
         return gathered.view(self.size, *tensor.shape)
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of processes, as torchrun says them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def join_world(device: Device, *, timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun describes; without torchrun a world of one.
@@ -49,8 +54,7 @@ def join_world(device: Device, *, timeout: float = 1800.0) -> Iterator[World]:
         device: its backend includes gloo for CPU tensors, so that small agreements never touch the accelerator.
         timeout: seconds after which a collective gives up; longer than the watchdog's, which names the culprit.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    rank, size = rank_and_size()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if size > 1:
         dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout))

@@ -3,7 +3,10 @@
 A hang on one rank stops all of them in a collective; the stacks of the waiting ones lead nowhere. So each process puts
 its step and section into a store every few seconds, from a thread of its own, and when nothing moved for
 ``timeout`` seconds reads what the others put there. A process that is stopped or dead does not renew its entry: it is
-named. Where all are alive, those are named that are behind: at the lowest step, in its earliest section.
+named. Where all are alive, those are named that are behind: at the lowest step, in its earliest section; of several
+there, who is not in a collective. Who waits for one that still moves, though it be for a store that is away, waits on.
+
+It begins before the ranks have met: a start hangs as a step does, in a mount, a driver, the first collective.
 """
 
 from __future__ import annotations
@@ -14,29 +17,47 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
+import torch
 from torch.distributed import Store, TCPStore
 
+from app import patience
 from app.elastic.signed_store import connect
+from app.errors import printable
 
-SECTIONS = ("data", "forward", "head", "backward", "update", "checkpoint", "verification")  # in the order of a step
+SECTIONS = (
+    *("join", "dataset", "resume", "model", "sets", "begin"),  # of the start, in order,
+    *("data", "forward", "head", "backward", "update", "log", "checkpoint", "verification"),  # of a step,
+    *("results", "close"),  # and of the end
+)
 EXIT_HANG = 70  # EX_SOFTWARE
 _INTERVAL = 5.0  # seconds between two signs of life
 _LEAVE = 30.0  # seconds that a thread at the store is waited for; its connection and each request take 10 at most
 _ARM_SECONDS = 10.0  # the alarm of the C library is put off so often
+_MOST_CHARACTERS = 500  # of what a rank says
+_OURS, _TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
+_COLLECTIVES = (_TORCH / "distributed", _TORCH / "nn" / "parallel")
 _MARGIN = 60.0  # seconds after which the C library acts, where no Python thread can
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank is: ``beat`` counts its signs of life; step and section are what it works at."""
+    """Where a rank is: ``beat`` counts its signs of life, ``moves`` what it did; step and section say at what.
+
+    ``line``: the innermost of ours that its main thread is at. ``waits``: in a collective, for others.
+    """
 
     beat: int
     step: int
     section: str
+    moves: int = 0
+    waits: bool = False
+    line: str = "?"
 
     @property
     def order(self) -> tuple[int, int]:
@@ -56,10 +77,15 @@ def name_culprits(before: dict[int, Place], after: dict[int, Place], size: int) 
         return f"{'; '.join(words)}: stopped, dead or out of memory"
     first = min(place.order for place in after.values())
     behind = [rank for rank, place in after.items() if place.order == first]
+    working = [rank for rank in behind if not after[rank].waits]
     where = f"at step {after[behind[0]].step} in {after[behind[0]].section}"
-    if len(behind) == len(after):
+    if len(behind) == len(after) and not working:
         return f"all {size} ranks are alive and {where}: a collective does not come back; look at the network"
-    return f"rank {', '.join(map(str, behind))} is behind, {where}; the others wait for it"
+    if len(working) == len(after):
+        lines = ", ".join(sorted({place.line for place in after.values()}))
+        return f"all {size} ranks are alive and {where}, {lines}: if it is a collective, look at the network"
+    named = working or behind
+    return f"rank {', '.join(map(str, named))} is behind, {where}, {after[named[0]].line}; the others wait for it"
 
 
 class Watchdog:
@@ -87,7 +113,8 @@ class Watchdog:
         self.interval = min(interval, timeout / 4)
         self._connect, self._give_up = connect_store, give_up
         self._store: Store | None = None
-        self._step, self._section, self._beat = 0, SECTIONS[0], 0
+        self._step, self._section, self._beat, self._moves = 0, SECTIONS[0], 0, 0
+        self.alone = size == 1  # no other rank waits for this one, or is waited for
         self._moved, self._armed = time.monotonic(), -math.inf
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -95,11 +122,16 @@ class Watchdog:
     def enter(self, section: str, step: int | None = None) -> None:
         """This process goes on: it enters a section, of this step."""
         self._section, self._step = section, self._step if step is None else step
+        self._moves += 1
         self._moved = time.monotonic()
         # Whatever goes on, a long verification too; not for every batch, since it starts a thread.
         if self._moved - self._armed > min(_ARM_SECONDS, self.timeout / 4):
             self._armed = self._moved
             faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
+
+    def go_on(self) -> None:
+        """This process goes on with what it is at."""
+        self.enter(self._section)
 
     def start(self) -> None:
         """Watch from now on."""
@@ -128,9 +160,10 @@ class Watchdog:
         for _ in range(3):
             time.sleep(self.interval)
             self._tell()
-        if self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
-            return False
         after = self._look()
+        moving = any(rank in before and place.moves != before[rank].moves for rank, place in after.items())
+        if moving or self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
+            return False
         culprits = name_culprits(before, after, self.size) if after else f"it is in {self._section}"
         print(
             f"error: rank {self.rank}: nothing moved for {self.timeout:.0f} s at step {self._step} in {self._section}: "
@@ -148,22 +181,39 @@ class Watchdog:
             if self._store is None:
                 self._store = self._connect()
             if self._store is not None:
-                self._store.set(_key(self.rank), f"{self._beat} {self._step} {self._section}")
+                waits, line = _main_thread()
+                place = f"{self._beat} {self._step} {self._section} {self._moves} {int(waits)} {line}"
+                self._store.set(_key(self.rank), place)
         except RuntimeError:
             self._store = None  # the next time; a lost store is another's business
 
     def _look(self) -> dict[int, Place]:
-        """Where all ranks said they are; empty without a store."""
+        """Where all ranks said they are; empty without a store, or where that does not matter."""
         places: dict[int, Place] = {}
         try:
-            for rank in range(self.size if self._store is not None else 0):
+            for rank in range(self.size if self._store is not None and not self.alone else 0):
                 assert self._store is not None
                 if self._store.check([_key(rank)]):
-                    beat, step, section = self._store.get(_key(rank)).decode().split()
-                    places[rank] = Place(int(beat), int(step), section)
+                    text = printable(self._store.get(_key(rank)).decode()[:_MOST_CHARACTERS])
+                    beat, step, section, moves, waits, line = text.split(maxsplit=5)
+                    places[rank] = Place(int(beat), int(step), section, int(moves), waits == "1", line)
         except (RuntimeError, ValueError):
             self._store = None
         return places
+
+
+def _main_thread() -> tuple[bool, str]:
+    """Whether the main thread is in a collective, and the innermost line of ours that it is at."""
+    waits, line = False, "?"
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        waits = waits or path.parent in _COLLECTIVES
+        if path.is_relative_to(_OURS):
+            line = f"{path.relative_to(_OURS.parent)}:{frame.f_lineno} {frame.f_code.co_name}"
+            break
+        frame = frame.f_back
+    return waits, line
 
 
 def _key(rank: int) -> str:
@@ -191,10 +241,18 @@ def enter(section: str, step: int | None = None) -> None:
         _active.enter(section, step)
 
 
+def leave(section: str) -> None:
+    """Go on with a section in which no other rank waits for this one, or is waited for."""
+    if _active is not None:
+        _active.alone = True
+        _active.enter(section)
+
+
 def start(rank: int, size: int, timeout: float) -> None:
-    """Watch this process until ``stop``."""
+    """Watch this process until ``stop``; answers of stores, and pauses before asking again, are progress too."""
     global _active
     _active = Watchdog(rank, size, timeout, shared_store)
+    patience.listeners.append(_active.go_on)
     _active.start()
 
 
@@ -202,5 +260,16 @@ def stop() -> None:
     """Watch no more."""
     global _active
     if _active is not None:
+        patience.listeners.remove(_active.go_on)
         _active.stop()
     _active = None
+
+
+@contextmanager
+def watched(rank: int, size: int, timeout: float) -> Iterator[None]:
+    """Watch this process within the block."""
+    start(rank, size, timeout)
+    try:
+        yield
+    finally:
+        stop()

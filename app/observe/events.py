@@ -24,6 +24,7 @@ from app.parsing import dump_json
 from app.storage import StorageError
 
 FLUSH_SECONDS = 60.0
+_LATE_SECONDS = 120.0  # after which nothing waits for an upload any more: requests of stores end before, mounts hang
 _FIRST_TAG = "0 loss/train"  # TensorBoard sorts its charts by name: the loss stands on top
 # insightface's TensorBoard tags; that of an accuracy is the set's name.
 _REFERENCE_TAGS = {"train/loss": "loss", "train/lr": "learning_rate", "train/hours_left": "time_for_end"}
@@ -49,6 +50,7 @@ class EventLog:
         self._lines: list[str] = []
         self._flushed = time.monotonic()
         self._background: Background[None] | None = None
+        self._late = 0.0  # when nothing waits for it any more
         self._folder: Path | None = None
         self._writer: Any = None
         if enabled and tensorboard:
@@ -117,23 +119,33 @@ class EventLog:
         if self.uploading and not wait:
             return
         self._flushed = time.monotonic()
-        if self._background is not None:
-            self._background.result()
-            self._background = None
+        if not self._finish() or not self.enabled:
+            return
+        self._late = time.monotonic() + _LATE_SECONDS
+        self._background = Background(self._upload, "events")
         if wait:
-            self._upload()
-        elif self.enabled:
-            self._background = Background(self._upload, "events")
+            self._finish()
+
+    def _finish(self) -> bool:
+        """Wait for the upload that is on its way; False if it hangs."""
+        if self._background is None:
+            return True
+        try:
+            self._background.result(max(0.0, self._late - time.monotonic()))
+        except TimeoutError:
+            warnings.warn(f"the event log is not written: {self.run_url} does not take it", stacklevel=3)
+            return False
+        self._background = None
+        return True
 
     @property
     def uploading(self) -> bool:
-        """An upload is on its way."""
-        return self._background is not None and not self._background.done
+        """An upload is on its way, and may still arrive."""
+        on_its_way = self._background is not None and not self._background.done
+        return on_its_way and time.monotonic() < self._late
 
     def _upload(self) -> None:
         self.text.flush()
-        if not self.enabled:
-            return
         try:
             text = "".join(line + "\n" for line in self._lines)
             storage.write_bytes(storage.join(self.run_url, "events", f"{self._name}.jsonl"), text.encode())

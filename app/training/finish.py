@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from app import storage
 from app.elastic import watchdog
-from app.errors import AppError
-from app.evaluate.export_onnx import export_onnx
+from app.elastic.signals import StopRequest
 from app.observe.tracking import track_run
 from app.parsing import dump_json
-from app.run_folder import build_model, run_url, save_model
+from app.run_folder import run_url, save_model
 from app.storage import StorageError
 from app.training.loop import Loop, Outcome
 from app.training.provenance import describe_origin
+
+_EXPORT_SECONDS = 600.0  # of a model on a busy host it takes less than one
 
 
 def finish_run(loop: Loop) -> Outcome:
@@ -27,21 +33,12 @@ def finish_run(loop: Loop) -> Outcome:
         loop.progress.say(f"speed: {loop.images_per_second:.1f} img/s, median over {loop.step} steps")
         return Outcome.FINISHED
     loop.save()
-    if not verify_watched(loop):
+    if not loop.verify():
         return Outcome.STOPPED
+    watchdog.leave("results")
     if loop.world.rank == 0:
         write_results(loop)
     return Outcome.FINISHED
-
-
-def verify_watched(loop: Loop) -> bool:
-    """The last verification, where a hang has a name as in training; False if it was stopped."""
-    watchdog.start(loop.world.rank, loop.world.size, loop.recipe.train.step_timeout)
-    try:
-        watchdog.enter("verification", loop.step)
-        return loop.verify()
-    finally:
-        watchdog.stop()
 
 
 def write_results(loop: Loop) -> None:
@@ -80,20 +77,46 @@ def final_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def write_onnx(loop: Loop, url: str) -> None:
-    """Write model.onnx; a failure is said and does not lose the run."""
+    """Write model.onnx; a failure is said and does not lose the run, and neither does an exporter that hangs."""
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxruntime") is None:
         loop.progress.say("no model.onnx: the extra [export] is not installed")
         return
-    # A copy on the CPU: the live model may be compiled, and its statistics are views of one buffer.
-    model = build_model(loop.recipe.model, loop.recipe.data.image_size)
-    model.load_state_dict({name: value.cpu() for name, value in loop.trainer.backbone.state_dict().items()})
-    try:
-        difference = export_onnx(storage.join(url, "model.onnx"), model, loop.recipe.data.image_size)
-    except Exception as error:  # of tracing, of ONNX, of its runtime: the run is finished, and its weights are written
-        text = str(error) if isinstance(error, AppError) else f"no model.onnx: {type(error).__name__}: {error}"
-        loop.progress.say(f"warning: {' '.join(text.split())[:500]}")
-        return
-    loop.progress.say(f"model.onnx: differs from PyTorch by at most {difference:.1e}")
+    loop.progress.say(export(url, min(_EXPORT_SECONDS, loop.recipe.train.step_timeout), loop.stop))
+
+
+def export(url: str, seconds: float, stop: StopRequest) -> str:
+    """Make model.onnx of a run folder's model.pt; returns what there is to say.
+
+    In a process of its own, which can be ended whatever hangs in it: after so many seconds, or when this one is to go.
+    """
+    command = [sys.executable, "-m", "app.export", "--model", url, "--output", storage.join(url, "model.onnx")]
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    deadline = time.monotonic() + seconds
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        exporter = subprocess.Popen(command, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        try:
+            while exporter.poll() is None and time.monotonic() < deadline and not stop.received:
+                time.sleep(0.1)
+                watchdog.enter("results")
+            ended = exporter.poll() is not None
+        finally:
+            exporter.kill()
+            exporter.wait()
+        said.seek(0)
+        lines = said.read().splitlines() or [""]
+    if exporter.returncode == 0:
+        return lines[-1]
+    how = f"python -m app.export --model {storage.redact(url)} makes it"
+    if not ended:
+        reason = "this process is to go" if stop.received else f"the exporter did not end in {seconds:.0f} s"
+        return f"warning: no model.onnx: {reason}; {how}"
+    if exporter.returncode < 0:
+        return f"warning: no model.onnx: the exporter was ended by signal {-exporter.returncode}; {how}"
+    # Behind a traceback's last indented line stands what went wrong.
+    last = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=-1)
+    reason = " ".join(" ".join(lines[last + 1 :] or lines).split()).removeprefix("error: ")
+    return f"warning: no model.onnx: {reason[:500]}"
 
 
 def summarize(loop: Loop) -> dict[str, Any]:

@@ -96,14 +96,13 @@ class Loop:
 
     def run(self) -> Outcome:
         """Train until the end or until a node is asked to stop."""
-        watchdog.start(self.world.rank, self.world.size, self.recipe.train.step_timeout)
         try:
             with profiled_steps(self.recipe, self.world, self.progress, self.step, self.last_step) as profiler:
                 outcome = self._run(profiler)
         finally:
             self.progress.close()
-            watchdog.stop()
         if self.checkpoints.busy:
+            watchdog.enter("checkpoint")
             self._commit()
         return outcome
 
@@ -131,6 +130,7 @@ class Loop:
             self.step += 1
             self._speed.add_step(self.global_batch, result.loss)
             self._count_bad(bad, result.notes.bad_records)
+            watchdog.enter("log")
             if self.step % self.recipe.train.log_every == 0 or self.step == self.last_step:
                 self._report(result, lr)
             stopping = result.notes.stop > 0
@@ -162,6 +162,7 @@ class Loop:
 
     def verify(self) -> bool:
         """Accuracy on every configured set; a collective. False if a node was asked to go meanwhile."""
+        watchdog.enter("verification", self.step)
         whole = self.verifier.verify(self.step, self.reporter)
         self._speed.restart_clock()
         return whole
@@ -170,6 +171,7 @@ class Loop:
         """Commit a checkpoint of this step now, unless that was the last thing done."""
         if self.checkpoints.committed_step == self.step:
             return
+        watchdog.enter("checkpoint")
         self._start_checkpoint()
         self._commit()
 

@@ -12,6 +12,7 @@ from app.checkpoint.manifest import CheckpointError
 from app.config.options import to_toml
 from app.config.recipe import Recipe
 from app.data.build import describe_order, make_loader, open_source
+from app.elastic import watchdog
 from app.elastic.rendezvous import count_start
 from app.elastic.signals import StopRequest
 from app.observe.events import EventLog, read_events
@@ -36,8 +37,10 @@ from app.world import World
 
 def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -> Loop:
     """Data, checkpoint, model: everything the loop works with, where the last start left it."""
+    watchdog.enter("dataset")
     source = open_source(recipe.data, recipe.train.seed)
     num_classes = count_classes(recipe, source)
+    watchdog.enter("resume")
     checkpoints = open_checkpoints(recipe, world)
     before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
     events.trackers = open_trackers(recipe, before, world)
@@ -55,9 +58,12 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
         seed=recipe.train.seed,
         copies=world.device.copies(),
     )
+    watchdog.enter("model")
     trainer = make_trainer(recipe, world, plan, num_classes)
+    watchdog.enter("sets")
     verifier = Verifier(recipe, world, trainer.backbone, load_sets(recipe), stop)
     trainer.freeze.steps_per_epoch = loader.steps_per_epoch
+    watchdog.enter("begin")
     loop = Loop(recipe, world, trainer, loader, checkpoints, events, stop, verifier, source.tag)
     resume(loop, resumed)
     if not is_complete(loop):

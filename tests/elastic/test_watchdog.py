@@ -19,11 +19,14 @@ from tests.jobs import ROOT, environment
 def test_the_silent_one_is_named_before_the_one_behind() -> None:
     before = {0: Place(5, 7, "backward"), 1: Place(5, 7, "data"), 2: Place(5, 7, "backward")}
     alive = {rank: Place(9, place.step, place.section) for rank, place in before.items()}
-    assert name_culprits(before, alive, 3) == "rank 1 is behind, at step 7 in data; the others wait for it"
+    assert name_culprits(before, alive, 3) == "rank 1 is behind, at step 7 in data, ?; the others wait for it"
     assert "rank 2 is silent, last seen at step 7 in backward" in name_culprits(before, alive | {2: before[2]}, 3)
     assert "rank 3 never said where it is" in name_culprits(before, alive, 4)
     same = {rank: Place(9, 7, "backward") for rank in range(3)}
     assert "all 3 ranks are alive" in name_culprits(before, same, 3)
+    waiting = same | {rank: Place(9, 7, "backward", waits=True) for rank in (0, 2)}
+    waiting[1] = Place(9, 7, "backward", line="app/x.py:3 f")
+    assert name_culprits(before, waiting, 3).startswith("rank 1 is behind, at step 7 in backward, app/x.py:3 f; the")
 
 
 def test_progress_of_any_kind_keeps_a_process_alive(capfd: pytest.CaptureFixture[str]) -> None:

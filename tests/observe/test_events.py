@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from app import storage
 from app.data.decode import encode_jpeg
+from app.observe import events
 from app.observe.events import EventLog, read_events
 from app.observe.figures import Reporter
 from app.train import main as train
@@ -127,6 +129,7 @@ def test_insightfaces_tensorboard_tags_stand_beside_ours(tmp_path: Any) -> None:
 
 FULL_DISK = """
 import resource, signal
+from app.observe import events
 from app.observe.events import EventLog, read_events
 from app.observe.figures import Reporter
 from app.train import main as train
@@ -148,3 +151,23 @@ def test_a_full_disk_under_tensorboard_does_not_end_training() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "no more TensorBoard files from this start" in done.stderr
+
+
+def test_a_log_whose_upload_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, whole = threading.Event(), storage.write_bytes
+
+    def held(url: str, data: bytes) -> bool:
+        go_on.wait(60)
+        return whole(url, data)
+
+    monkeypatch.setattr(storage, "write_bytes", held)
+    monkeypatch.setattr(events, "_LATE_SECONDS", 0.5)
+    log = EventLog(str(tmp_path), enabled=True, tensorboard=False)
+    log.add("train", 1, loss=2.0)
+    log.flush()
+    assert log.uploading
+    time.sleep(0.6)
+    assert not log.uploading  # a commit goes on without it
+    with pytest.warns(UserWarning, match="the event log is not written"):
+        log.close()
+    go_on.set()
