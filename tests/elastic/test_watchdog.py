@@ -123,9 +123,11 @@ from app.elastic import watchdog
 rank = int(os.environ["RANK"])
 port = int(os.environ["MASTER_PORT"])
 dog = watchdog.Watchdog(rank, 3, 2.0, watchdog.shared_store, interval=0.2)
+print("ready", flush=True)
+input()  # all at once, however long each took to begin
 dog.start()
 dog.enter("backward" if rank else "data", 41)
-print("ready", flush=True)
+print("watching", flush=True)
 time.sleep(60)
 """
 
@@ -144,6 +146,7 @@ def test_a_stopped_process_is_named_by_all_others(tmp_path: Path) -> None:
                 **{"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
             },
             cwd=ROOT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=(tmp_path / str(rank)).open("w"),
             text=True,
@@ -154,7 +157,12 @@ def test_a_stopped_process_is_named_by_all_others(tmp_path: Path) -> None:
         for rank in ranks:
             assert rank.stdout is not None
             rank.stdout.readline()
-        time.sleep(1)
+        for rank in ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("go\n")
+            rank.stdin.flush()
+        assert [rank.stdout.readline() for rank in ranks if rank.stdout] == ["watching\n"] * 3
+        time.sleep(0.5)
         os.kill(ranks[2].pid, signal.SIGSTOP)
         assert [rank.wait(30) for rank in ranks[:2]] == [70, 70]
         for name in "01":
