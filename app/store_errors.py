@@ -4,12 +4,15 @@ Stores name their errors by a code (``NoSuchKey``) in the body; the answer to a 
 status is all there is. Drivers wrap both in exceptions of many kinds and keep the original as the cause; what decides
 is found along that chain, never in the words of a message.
 
-Source of the codes: the S3 API reference, "Error responses"; Alibaba OSS and Huawei OBS add a few.
+Source of the codes: the S3 API reference, "Error responses"; Alibaba OSS and Huawei OBS add a few, Azure's are those of
+its "Blob Storage error codes", Google's stores have HTTP's statuses alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,10 +83,41 @@ MEANINGS: dict[str, Meaning] = {
     "IncompleteBody": Meaning("the store received only a part", transient=True),
     "BadDigest": Meaning("what the store received is not what was sent", transient=True),
     "XAmzContentSHA256Mismatch": Meaning("what the store received is not what was sent", transient=True),
+    # Azure
+    "ServerBusy": Meaning(_BUSY, transient=True),
+    "OperationTimedOut": Meaning("the store did not answer in time", transient=True),
+    "Md5Mismatch": Meaning("what the store received is not what was sent", transient=True),
+    "BlobNotFound": Meaning("it does not exist; check the URL", kind="absent"),
+    "ResourceNotFound": Meaning("it does not exist; check the URL", kind="absent"),
+    "ContainerNotFound": Meaning("the container {bucket!r} does not exist; create it or correct the URL"),
+    "ContainerBeingDeleted": Meaning("the container {bucket!r} is being deleted; take another"),
+    "BlobArchived": Meaning("the object is archived; restore it to a class that can be read at once"),
+    "BlobBeingRehydrated": Meaning("the object is archived, and on its way back", transient=True),
+    "BlobAlreadyExists": Meaning("somebody else is writing it", kind="precondition"),
+    "ConditionNotMet": Meaning("it was replaced while it was in use", kind="precondition"),
+    "TargetConditionNotMet": Meaning("it was replaced while it was in use", kind="precondition"),
+    "AuthenticationFailed": Meaning("the store does not accept these credentials, or this machine's clock; check both"),
+    "AuthorizationFailure": Meaning(_DENIED, kind="denied"),
+    "AuthorizationPermissionMismatch": Meaning(_DENIED, kind="denied"),
+    "InsufficientAccountPermissions": Meaning(_DENIED, kind="denied"),
     "408": Meaning("the store waited too long for the request", transient=True),
     "409": Meaning("another request on the same object is under way", transient=True),
+    "423": Meaning("somebody else has it locked for now", transient=True),
     "425": Meaning(_BUSY, transient=True),
     "429": Meaning(_BUSY, transient=True),
+}
+
+# Of the host's own files; a network's file system answers like this while its server is away.
+_AWAY = Meaning("the file system's server does not answer as it should", transient=True)
+_ERRNOS: dict[int, Meaning] = {
+    errno.ENOSPC: Meaning("the disk is full; make room and start again"),
+    errno.EDQUOT: Meaning("the quota of this disk is used up; make room and start again"),
+    errno.EFBIG: Meaning("the file is larger than this process may write; raise its limit (ulimit -f)"),
+    errno.EROFS: Meaning("the file system is read-only; take another place, or mount it for writing", kind="denied"),
+    errno.EMFILE: Meaning("this process has too many open files; raise its limit (ulimit -n)", transient=True),
+    errno.ENETUNREACH: Meaning("the store's network cannot be reached", transient=True, kind="unreachable"),
+    errno.EHOSTUNREACH: Meaning("the store's host cannot be reached", transient=True, kind="unreachable"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.EREMOTEIO), _AWAY),
 }
 
 _NO_FOLDER = Meaning("a part of this path is a file, not a folder; correct the path", kind="absent")
@@ -120,11 +154,27 @@ _CLASSES: dict[str, Meaning] = {
     "ClientPayloadError": _BROKEN,
     "ServerDisconnectedError": _BROKEN,
     "ClientOSError": _BROKEN,
+    # requests, urllib3 and httpx, which the drivers of other stores use
+    "ConnectTimeout": _CONNECTION,
+    "NewConnectionError": _CONNECTION,
+    "ConnectError": _CONNECTION,
+    "ServiceRequestError": _CONNECTION,  # azure.core
+    "TransportError": _BROKEN,  # google.auth, httpx
+    "ReadTimeout": _SLOW,
+    "ChunkedEncodingError": _BROKEN,
+    "ProtocolError": _BROKEN,
+    "ServiceResponseError": _BROKEN,
+    "DefaultCredentialsError": Meaning("no credentials; set GOOGLE_APPLICATION_CREDENTIALS"),
+    "RefreshError": Meaning("the credentials cannot be renewed; look at GOOGLE_APPLICATION_CREDENTIALS"),
     "ChecksumError": Meaning("what arrived is not what the store sent", transient=True),
     "FlexibleChecksumError": Meaning("what arrived is not what the store sent", transient=True),
 }
 # Wrappers that say little: what they wrap is asked first.
-_WRAPPERS: dict[str, Meaning] = {"HTTPClientError": _BROKEN, "ClientConnectionError": _BROKEN}
+_WRAPPERS: dict[str, Meaning] = {
+    **dict.fromkeys(("HTTPClientError", "ClientConnectionError"), _BROKEN),
+    "ConnectionError": _BROKEN,  # of requests, too
+    "RequestError": _BROKEN,  # oss2, httpx
+}
 
 
 def explain(error: BaseException) -> tuple[Meaning, str]:
@@ -162,6 +212,8 @@ def _meaning_of_class(error: BaseException, classes: dict[str, Meaning]) -> Mean
     for kind in type(error).__mro__:
         if kind.__name__ in classes:
             return classes[kind.__name__]
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return _ERRNOS[error.errno]
     if isinstance(error, ConnectionRefusedError):
         return _CONNECTION
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
@@ -190,12 +242,27 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _answer(error: BaseException) -> tuple[str, int, str]:
-    """Code, HTTP status and sentence of the store's answer, where the exception carries one (botocore, aiohttp)."""
+    """Code, HTTP status and sentence of the store's answer, where the exception carries one.
+
+    botocore has a dictionary, aiohttp ``status``, azure ``status_code`` and ``error_code``, google, gcsfs and urllib
+    ``code``, which is the status, oss2 ``code`` and ``status``, requests and httpx a ``response``.
+    """
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         about, meta = response.get("Error", {}), response.get("ResponseMetadata", {})
         return str(about.get("Code", "")), int(meta.get("HTTPStatusCode") or 0), str(about.get("Message", ""))
-    status = getattr(error, "status", None)  # aiohttp.ClientResponseError
-    if isinstance(status, int):
-        return "", status, str(getattr(error, "message", ""))
-    return "", 0, ""
+    code = getattr(error, "error_code", None) or inspect.getattr_static(error, "code", None)  # aiohttp warns of its own
+    places = (getattr(error, "status", None), getattr(error, "status_code", None), code)
+    status = next(filter(None, map(_status, (*places, getattr(response, "status_code", None)))), 0)
+    if not status:
+        return "", 0, ""
+    text = getattr(error, "message", None)
+    name = code if isinstance(code, str) and not code.isdecimal() else ""
+    return name, status, " ".join(text.split()) if isinstance(text, str) else ""
+
+
+def _status(value: object) -> int:
+    """An HTTP status, also where it is a text; 0 for what is none."""
+    if isinstance(value, str) and value.isdecimal() and len(value) == 3:
+        value = int(value)
+    return int(value) if isinstance(value, int) and 100 <= value < 600 else 0

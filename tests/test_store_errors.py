@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 
 import aiohttp
 import pytest
@@ -131,3 +133,60 @@ def test_a_web_server_that_is_not_there_cannot_be_reached_rather_than_does_not_h
             ask(f"{scheme}://127.0.0.1:{probe.getsockname()[1]}/model.pt")
     assert caught.value.transient
     assert caught.value.kind == "unreachable"
+
+
+class HttpError(Exception):
+    """As drivers of other stores carry an answer: in attributes of these names."""
+
+    def __init__(self, **attributes: object) -> None:
+        super().__init__("500 <?xml version='1.0'?><Error><Code>words decide nothing</Code></Error>")
+        self.__dict__.update(attributes)
+
+
+class Response:
+    """Of requests and httpx."""
+
+    def __init__(self, status_code: int) -> None:
+        self.status_code = status_code
+
+
+@pytest.mark.parametrize(
+    ("error", "transient", "kind"),
+    [
+        (HttpError(code=HTTPStatus.TOO_MANY_REQUESTS, message="slower"), True, ""),  # google.api_core
+        (HttpError(code=408), True, ""),
+        (HttpError(code="503"), True, ""),  # gcsfs
+        (HttpError(code=423), True, ""),
+        (HttpError(code=403), False, "denied"),
+        (HttpError(code=404), False, "absent"),
+        (HttpError(code=412), False, "precondition"),
+        (HttpError(status_code=503, error_code="ServerBusy"), True, ""),  # azure.core
+        (HttpError(status_code=500, error_code="OperationTimedOut"), True, ""),
+        (HttpError(status_code=404, error_code="BlobNotFound"), False, "absent"),
+        (HttpError(status_code=404, error_code="ContainerNotFound"), False, ""),
+        (HttpError(status_code=409, error_code="BlobAlreadyExists"), False, "precondition"),
+        (HttpError(status_code=403, error_code="AuthorizationPermissionMismatch"), False, "denied"),
+        (HttpError(status=503, code="ServiceUnavailable"), True, ""),  # oss2
+        (HttpError(status=404, code="NoSuchKey"), False, "absent"),
+        (HttpError(response=Response(504)), True, ""),  # requests, httpx
+        (HttpError(response=Response(401)), False, ""),
+        (HttpError(code=7, status=None, status_code="x"), False, ""),
+        (OSError(errno.ESTALE, "Stale file handle", "/mnt/x"), True, ""),
+        (OSError(errno.EIO, "Input/output error", "/mnt/x"), True, ""),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True, "unreachable"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), False, ""),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), False, "denied"),
+    ],
+)
+def test_answers_of_other_stores_drivers_and_of_file_systems(error: Exception, transient: bool, kind: str) -> None:
+    wrapped = OSError("what fsspec makes of it")
+    wrapped.__cause__ = error
+    for shown in (error, wrapped):
+        meaning, _ = explain(shown)
+        assert (meaning.transient, meaning.kind) == (transient, kind), meaning
+
+
+def test_a_connection_of_requests_that_broke_is_transient_and_a_refused_one_is_unreachable() -> None:
+    kind = type("ConnectionError", (OSError,), {})
+    assert explain(kind("('Connection aborted.', RemoteDisconnected())"))[0].transient
+    assert explain(ConnectionRefusedError())[0].kind == "unreachable"
