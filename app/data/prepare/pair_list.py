@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from app import storage
@@ -14,8 +15,14 @@ from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import ENDINGS, ending, is_system_file, same_name
 from app.data.prepare.source import Source
 
-_SAME = dict.fromkeys(("1", "1.0", "true", "same", "yes"), True)
-_SAME |= dict.fromkeys(("0", "0.0", "-1", "false", "different", "no"), False)
+_SAME = dict.fromkeys(("1", "1.0", "true", "t", "yes"), True)
+_SAME |= dict.fromkeys(("0", "0.0", "-1", "false", "f", "no", "n"), False)
+_NO_TITLES = frozenset(_SAME)  # the words below stand above columns as well
+_SAME |= dict.fromkeys(("same", "match", "genuine", "positive", "y"), True)
+_SAME |= dict.fromkeys(("different", "mismatch", "impostor", "imposter", "negative"), False)
+_LABEL_TITLES = frozenset(
+    ("label", "labels", "same", "is_same", "issame", "same_person", "match", "is_match", "target", "genuine", "y")
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,24 @@ class Pair:
     second: str
     same: bool
     line: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    line: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which of a table's ``width`` columns hold the pictures and the label; ``titles``: its first row is no pair."""
+
+    first: int
+    second: int
+    label: int
+    width: int
+    titles: bool
 
 
 class Names:
@@ -50,12 +75,41 @@ class Names:
                 found.setdefault((person, int(number[1])), name)
         return found
 
+    @cached_property
+    def _short(self) -> dict[str, str]:
+        """Names without their ending, and files without their folders; empty where several would be meant."""
+        found: dict[str, str] = {}
+        for plain, name in self._known.items():
+            base = plain.rsplit("/", 1)[-1]
+            kind = ending(plain)
+            stem = plain[: -len(kind)] if kind in ENDINGS else plain
+            for short in {stem, base, stem.rsplit("/", 1)[-1]} - {plain}:
+                found[short] = "" if short in found else name
+        return found
+
     def find(self, name: str) -> str:
-        """The name as it is stored; empty where there is none: spelling of accents and back slashes do not matter."""
-        for candidate in (name, name.replace("\\", "/")):
-            if stored := self._known.get(same_name(candidate.removeprefix("./").lstrip("/"))):
-                return stored
-        return ""
+        """The name as it is stored; empty where there is none.
+
+        Spelling of accents and back slashes do not matter; ``./`` and whatever ends with the folder's own name may
+        stand in front (``/data/lfw/anna/1.jpg`` or ``lfw/anna/1.jpg`` of a folder ``lfw``); the ending may be left
+        out, and the folders too, where one file only is meant.
+        """
+        if stored := self._known.get(same_name(name)):
+            return stored
+        parts = [part for part in re.split(r"[\\/]+", same_name(name)) if part not in ("", ".")]
+        below = [parts[cut + 1 :] for cut, part in enumerate(parts) if part == self._source.folder_name]
+        candidates = ["/".join(path) for path in (parts, *below)]
+        known = next((self._known[path] for path in candidates if path in self._known), "")
+        # A number alone is a count or a label, even where a file 1.jpg lies there.
+        short = (self._short.get(path, "") for path in candidates if not _is_number(path))
+        return known or next(filter(None, short), "")
+
+    def missing(self, name: str) -> str:
+        """Says that there is no such picture, and which may be meant."""
+        base = re.split(r"[\\/]", same_name(name))[-1]
+        meant = self._short.get(base, "")
+        hint = f"; {meant} is there: write paths as they are below that folder" if meant else ""
+        return f"no picture {name} in {storage.redact(self._source.url)}{hint}"
 
     def find_numbered(self, person: str, number: int) -> str:
         """The picture of a person by LFW's rule; empty where there is none."""
@@ -67,10 +121,12 @@ def read_pairs(url: str, source: Source) -> list[Pair]:
 
     - LFW: a first line ``folds pairs``, then ``name n1 n2`` (same person) or ``name1 n1 name2 n2``: the pictures are
       ``name/name_0001.jpg`` or another ending
-    - otherwise two paths below the folder and 1 (same person) or 0, or ``true``/``false``, ``yes``/``no``,
-      ``same``/``different``;
-      separated by commas, semicolons, tabs or spaces; names with the separator in quotes. Names with spaces need no
-      quotes where only one reading of the line names two pictures that are there. A line of titles is passed over.
+    - otherwise two paths below the folder (see ``Names.find``) and 1 (same person) or 0, or ``true``/``false``,
+      ``yes``/``no``, ``same``/``different``, ``genuine``/``impostor``, ``positive``/``negative``; separated by commas,
+      semicolons, tabs, bars or spaces; names with the separator in quotes. Names with spaces need no quotes where only
+      one reading of the line names two pictures that are there. A line of titles is passed over
+    - more columns (numbers of lines, folds, scores) are passed over, and the label may stand anywhere: below a title
+      ``label``, ``same``, ``match``... or in the one column that holds nothing else
 
     Lines that begin with ``#`` are comments, unless they name two pictures that are there.
 
@@ -85,19 +141,31 @@ def read_pairs(url: str, source: Source) -> list[Pair]:
     ]
     if long := [number for number, line in lines if len(line) > LONGEST_LINE]:
         raise PrepareError(f"{storage.redact(url)}: line {long[0]}: too long for a pair: not a list of pairs")
-    rows = [(number, line, _split(line)) for number, line in lines]
-    counts = bool(rows) and len(rows[0][2]) <= 2 and all(map(_is_number, rows[0][2]))
-    if counts or (rows and all(_is_lfw(row) for _, _, row in rows[1:] or rows)):
-        if counts or not _is_lfw(rows[0][2]):
-            rows = rows[1:]
-        pairs = list(_lfw_pairs(url, rows, names, storage.redact(source.url)))
-    else:
-        if rows and _is_title(rows[0][2]):
-            rows = rows[1:]
-        pairs = list(_plain_pairs(url, rows, names, storage.redact(source.url)))
+    pairs = list(_read_rows(url, [_Row(number, line, _split(line)) for number, line in lines], names))
     if not pairs:
         raise PrepareError(f"{storage.redact(url)}: no pair in it")
     return pairs
+
+
+def _read_rows(url: str, rows: list[_Row], names: Names) -> Iterator[Pair]:
+    where = storage.redact(url)
+    counts = bool(rows) and len(rows[0].cells) <= 2 and all(map(_is_number, rows[0].cells))
+    if counts and len(rows) > 1 and sum(bool(names.find(cell)) for cell in rows[1].cells) == 2:
+        rows, counts = rows[1:], False  # folds and pairs above a list of paths
+    body = rows[1:] or rows
+    lfw = bool(rows) and all(_is_lfw(row.cells) for row in body)
+    if not lfw and all(_is_number(row.cells[0]) and _is_lfw(row.cells[1:]) for row in body):  # numbers of lines
+        rows, lfw = [replace(row, cells=row.cells[1:]) for row in rows], bool(rows)
+    if counts or lfw:
+        if counts or not _is_lfw(rows[0].cells):
+            rows = rows[1:]
+        yield from _lfw_pairs(where, rows, names)
+    elif columns := _find_columns(where, rows, names):
+        yield from _table_pairs(where, rows, columns, names)
+    else:
+        if rows and _is_title(rows[0].cells):
+            rows = rows[1:]
+        yield from _plain_pairs(where, rows, names)
 
 
 def _is_comment(line: str, names: Names) -> bool:
@@ -112,7 +180,7 @@ def _is_number(word: str) -> bool:
 
 
 def _split(line: str) -> list[str]:
-    for mark in ("\t", ";", ","):
+    for mark in ("\t", ";", ",", "|"):
         if mark in line:
             cells = [cell.strip() for cell in next(csv.reader([line], delimiter=mark, skipinitialspace=True))]
             while cells and not cells[-1]:  # tables are filled up with empty cells
@@ -129,39 +197,83 @@ def _is_lfw(row: Sequence[str]) -> bool:
 
 
 def _is_title(row: Sequence[str]) -> bool:
-    numbers = _SAME.keys() - {"same", "different"}  # which are titles as well
-    return len(row) == 3 and not (row[0].lower() in numbers or row[2].lower() in numbers or ending(row[0]))
+    return len(row) == 3 and not (row[0].lower() in _NO_TITLES or row[2].lower() in _NO_TITLES or ending(row[0]))
 
 
-def _lfw_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], names: Names, folder: str) -> Iterator[Pair]:
-    for number, line, row in rows:
-        where = f"{storage.redact(url)}: line {number}"
-        if not _is_lfw(row):
-            raise PrepareError(f"{where}: expected 'name n1 n2' or 'name1 n1 name2 n2', found {line[:60]!r}")
-        people = ((row[0], row[1]), (row[0], row[2]) if len(row) == 3 else (row[2], row[3]))
+def _find_columns(where: str, rows: Sequence[_Row], names: Names) -> _Columns | None:
+    """The columns of a table that is more than two pictures and a label; None where it is none."""
+    titles = bool(rows) and not any(names.find(cell) or ending(cell) for cell in rows[0].cells)
+    widths = Counter(len(row.cells) for row in rows[titles:])
+    width = widths.most_common(1)[0][0] if widths else 0
+    body = [row.cells for row in rows[titles:] if len(row.cells) == width]
+    pictures = [column for column in range(width) if any(names.find(cells[column]) for cells in body[:100])]
+    if len(pictures) != 2 or width < 3 or (width == 3 and pictures != [0, 2]):
+        return None
+    others = [column for column in range(width) if column not in pictures]
+    known = {column: sum(cells[column].lower() in _SAME for cells in body) for column in others}
+    best = [column for column in others if known[column] == max(known.values()) and 2 * known[column] > len(body)]
+    above = rows[0].cells if titles else []
+    named = [column for column in others if column < len(above) and above[column].lower() in _LABEL_TITLES]
+    counted = [column for column in best if not _counts_up([cells[column] for cells in body])]
+    chosen = named or counted or best
+    if len(chosen) > 1:
+        columns = " and ".join(str(column + 1) for column in chosen)
+        raise PrepareError(
+            f"{where}: columns {columns} may each say whether a pair is of one person: put a line of titles above, "
+            "with 'label' over the right one"
+        )
+    return _Columns(pictures[0], pictures[1], chosen[0], width, titles) if chosen else None
+
+
+def _counts_up(cells: Sequence[str]) -> bool:
+    return any(list(cells) == [str(start + i) for i in range(len(cells))] for start in (0, 1))
+
+
+def _table_pairs(where: str, rows: Sequence[_Row], columns: _Columns, names: Names) -> Iterator[Pair]:
+    for row in rows[columns.titles :]:
+        if len(row.cells) != columns.width:
+            many = f"{len(row.cells)} columns, the others {columns.width}: names with the separator need quotes"
+            raise PrepareError(f"{where}: line {row.number}: {many}")
+        label = row.cells[columns.label]
+        if label.lower() not in _SAME:
+            raise PrepareError(
+                f"{where}: line {row.number}: expected 0 or 1 in column {columns.label + 1}, found {label!r}"
+            )
+        first, second = row.cells[columns.first], row.cells[columns.second]
+        for name in (first, second):
+            if not names.find(name):
+                raise PrepareError(f"{where}: line {row.number}: {names.missing(name)}")
+        yield Pair(names.find(first), names.find(second), _SAME[label.lower()], row.number)
+
+
+def _lfw_pairs(where: str, rows: Sequence[_Row], names: Names) -> Iterator[Pair]:
+    for row in rows:
+        cells, line = row.cells, f"{where}: line {row.number}"
+        if not _is_lfw(cells):
+            raise PrepareError(f"{line}: expected 'name n1 n2' or 'name1 n1 name2 n2', found {row.line[:60]!r}")
+        people = ((cells[0], cells[1]), (cells[0], cells[2]) if len(cells) == 3 else (cells[2], cells[3]))
         found = []
         for person, which in people:
             name = names.find_numbered(person, int(which))
             if not name:
-                raise PrepareError(f"{where}: no picture {person}/{person}_{int(which):04d}.* in {folder}")
+                raise PrepareError(f"{line}: {names.missing(f'{person}/{person}_{int(which):04d}.*')}")
             found.append(name)
-        yield Pair(found[0], found[1], len(row) == 3, number)
+        yield Pair(found[0], found[1], len(cells) == 3, row.number)
 
 
-def _plain_pairs(url: str, rows: Sequence[tuple[int, str, list[str]]], names: Names, folder: str) -> Iterator[Pair]:
-    for number, line, row in rows:
-        where = f"{storage.redact(url)}: line {number}"
-        readings = _readings(line, row, names)
+def _plain_pairs(where: str, rows: Sequence[_Row], names: Names) -> Iterator[Pair]:
+    for row in rows:
+        line = f"{where}: line {row.number}"
+        readings = _readings(row.line, row.cells, names)
         if not readings:
-            raise PrepareError(f"{where}: expected 'image image 0|1', found {line[:60]!r}")
+            raise PrepareError(f"{line}: expected 'image image 0|1', found {row.line[:60]!r}")
         found = [(names.find(first), names.find(second), same) for first, second, same in readings]
         there = [(first, second, same) for first, second, same in found if first and second]
         if len(there) != 1:
             first, second, _ = readings[0]
             missing = first if not names.find(first) else second
-            what = f"no picture {missing} in {folder}" if not there else "several readings: quote the names"
-            raise PrepareError(f"{where}: {what}")
-        yield Pair(*there[0], number)
+            raise PrepareError(f"{line}: {'several readings: quote the names' if there else names.missing(missing)}")
+        yield Pair(*there[0], row.number)
 
 
 def _readings(line: str, row: Sequence[str], names: Names) -> list[tuple[str, str, bool]]:

@@ -92,6 +92,11 @@ class Source:
         """Whether the URL names a file instead."""
         return bool(self._filesystem.isfile(self._path))
 
+    @property
+    def folder_name(self) -> str:
+        """The last part of the folder's path."""
+        return self._path.rsplit("/", 1)[-1]
+
     def name_of(self, url: str) -> str:
         """The path of ``url`` from this folder; empty where it does not lie below it."""
         filesystem, path = storage.open_filesystem(url)

@@ -27,7 +27,7 @@ PEOPLE = ("Ana_Maria", "Li Wei", "李娜", "José")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("lfw")
+    root = tmp_path_factory.mktemp("set") / "lfw"
     for i, person in enumerate(PEOPLE):
         for n in (1, 2):
             put(root / person / f"{person}_{n:04d}.jpg", encode(scene(10 * i + n), "JPEG"))
@@ -69,6 +69,48 @@ LISTS = {
         [(*LI, True), (LI[0], NA[1], False)],
     ),
     "lfw without its first line": ("Ana_Maria\t1\t2\n", [(*ANA, True)]),
+    "lfw with numbers of lines": (
+        "id,name,n1,name2,n2\n1,Li Wei,1,2,\n2,Li Wei,1,李娜,2\n",
+        [(*LI, True), (LI[0], NA[1], False)],
+    ),
+    "counts above paths": (f"10 300\n{ANA[0]} {ANA[1]} 1\n", [(*ANA, True)]),
+    "an index of pandas": (
+        f",first,second,same\n0,{LI[0]},{LI[1]},1\n1,{ANA[0]},{LI[1]},0\n",
+        [(*LI, True), (ANA[0], LI[1], False)],
+    ),
+    "an index that looks like labels": (
+        f"0 {ANA[0]} {ANA[1]} 1\n1 {ANA[0]} {NA[0]} 0\n",
+        [(*ANA, True), (ANA[0], NA[0], False)],
+    ),
+    "folds in front": (
+        f"1\t{LI[0]}\t{LI[1]}\t1\n1\t{ANA[0]}\t{LI[1]}\t0\n2\t{ANA[0]}\t{ANA[1]}\t1\n",
+        [(*LI, True), (ANA[0], LI[1], False), (*ANA, True)],
+    ),
+    "scores behind": (
+        f"a,b,is_same,score\n{LI[0]},{LI[1]},1,0\n{ANA[0]},{LI[1]},0,0.5\n",
+        [(*LI, True), (ANA[0], LI[1], False)],
+    ),
+    "a title tells the label": (
+        f"fold,label,a,b\n1,0,{ANA[0]},{LI[1]}\n1,1,{LI[0]},{LI[1]}\n1,1,{ANA[0]},{ANA[1]}\n",
+        [(ANA[0], LI[1], False), (*LI, True), (*ANA, True)],
+    ),
+    "the label in the middle": (f"{LI[0]},1,{LI[1]}\n{ANA[0]},0,{LI[1]}\n", [(*LI, True), (ANA[0], LI[1], False)]),
+    "bars": (f"{LI[0]}|{LI[1]}|1\n", [(*LI, True)]),
+    "genuine and impostor": (
+        f"{LI[0]},{LI[1]},genuine\n{ANA[0]},{LI[1]},Impostor\n",
+        [(*LI, True), (ANA[0], LI[1], False)],
+    ),
+    "match and mismatch": (
+        f"a,b,match\n{LI[0]},{LI[1]},match\n{ANA[0]},{LI[1]},mismatch\n",
+        [(*LI, True), (ANA[0], LI[1], False)],
+    ),
+    "paths of another machine": (
+        f"/home/me/lfw/{ANA[0]} lfw/{ANA[1]} 1\n" + f"C:\\lfw\\{ANA[0]} ./{NA[0]} 0\n".replace("/", "\\"),
+        [(*ANA, True), (ANA[0], NA[0], False)],
+    ),
+    "URLs": (f"s3://faces/lfw/{LI[0]},s3://faces/lfw/{LI[1]},1\n", [(*LI, True)]),
+    "no endings": ("Ana_Maria/Ana_Maria_0001 Ana_Maria/Ana_Maria_0002 1\n", [(*ANA, True)]),
+    "no folders": ("Li Wei_0001.jpg,李娜_0002.jpg,0\n", [(LI[0], NA[1], False)]),
 }
 
 
@@ -100,6 +142,20 @@ def test_a_list_in_utf_16(folder: Path, tmp_path: Path) -> None:
         (f"{ANA[0]} {ANA[1]}\n".encode(), "line 1: expected 'image image 0|1'"),
         (f"{ANA[0]} {ANA[1]} 1\n{ANA[0]} x/none.jpg 1\n".encode(), "line 2: no picture x/none.jpg"),
         (f"{ANA[0]} {ANA[1]} 2\n".encode(), "line 1: expected"),
+        (
+            f"{ANA[0]},{ANA[1]},0,1\n{ANA[0]},{LI[1]},0,0\n{ANA[1]},{LI[1]},0,0\n".encode(),
+            r"columns 3 and 4 may each say .*: put a line of titles above, with 'label' over the right one",
+        ),
+        (
+            f"7,{ANA[0]},{ANA[1]},1\n8,{ANA[0]},{LI[1]},2\n9,{LI[0]},{LI[1]},1\n".encode(),
+            "line 2: expected 0 or 1 in co",
+        ),
+        (f"7,{ANA[0]},{ANA[1]},1\n8,{ANA[0]},x.jpg,0\n".encode(), r"line 2: no picture x\.jpg"),
+        (f"7,{ANA[0]},{ANA[1]},1\n8,{ANA[0]},{ANA[1]}\n".encode(), "line 2: 3 columns, the others 4: names with"),
+        (
+            f"{ANA[0]} train/{ANA[1]} 1\n".encode(),
+            r"line 1: no picture train/.*_0002\.jpg in .*/lfw; Ana_Maria/Ana_Maria_0002\.jpg is there: write paths",
+        ),
         ("李娜/1.jpg 李娜/2.jpg 1\n".encode("gbk"), "line 1: not UTF-8: save the file as UTF-8"),
         (b"1\t1\nAna_Maria\t1\t9\n", "line 2: no picture Ana_Maria/Ana_Maria_0009"),
         (b"1\t1\nAna_Maria\t1\n", "line 2: expected 'name n1 n2'"),
