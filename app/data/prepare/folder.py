@@ -20,10 +20,10 @@ from app.data.prepare.detection import shared_detector
 from app.data.prepare.duplicates import Duplicate, difference_hash, find_duplicates
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.findings import Findings, Skipped
+from app.data.prepare.foreign import describe_ending
 from app.data.prepare.parts import Prepared, pack_part, unpack_part
 from app.data.prepare.photograph import (
     ENDINGS,
-    HEIF_ENDINGS,
     Fit,
     PhotographError,
     ending,
@@ -130,8 +130,7 @@ def list_jobs(
         if is_system_file(file.name):
             skipped.append(Skipped(file.name, "system file", ""))
         elif ending(file.name) not in ENDINGS and ending(file.name):
-            more = ": pip install 'arcface-torchx[heif]', and it is" if ending(file.name) in HEIF_ENDINGS else ""
-            skipped.append(Skipped(file.name, "not a picture", f"{ending(file.name)} is not read{more}"))
+            skipped.append(Skipped(file.name, *describe_ending(ending(file.name))))
         elif not file.regular:
             skipped.append(Skipped(file.name, "not a file", "a link to nowhere, a pipe or a device"))
         elif not folder:

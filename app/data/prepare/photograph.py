@@ -18,13 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from app.data.decode import FREE_PIXELS, MAX_PIXELS, PIXELS_PER_BYTE, check_scans, decode_image, encode_jpeg
 from app.data.prepare.errors import PrepareError
+from app.data.prepare.foreign import describe_bytes
 from app.data.recordio import RecordError
 
 Fit = Literal["pad", "crop", "stretch"]
 FITS: tuple[Fit, ...] = ("pad", "crop", "stretch")
 
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "HEIF")
-HEIF_ENDINGS = (".heic", ".heif")  # of telephones; read where the package pillow-heif is installed
 if importlib.util.find_spec("pillow_heif") is not None:
     importlib.import_module("pillow_heif").register_heif_opener()
 Image.init()
@@ -77,9 +77,9 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
     except RecordError as error:
         raise PhotographError("unreadable", str(error)) from None
     except UnidentifiedImageError:
-        raise PhotographError("unreadable", f"none of {', '.join(FORMATS)}, or cut off at its beginning") from None
+        raise PhotographError("unreadable", describe_bytes(data, FORMATS)) from None
     except Exception as error:  # Pillow's plugins raise whatever their parser meets
-        raise PhotographError("unreadable", f"{type(error).__name__}: {error}") from error
+        raise PhotographError("unreadable", f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _check_pixels(width: int, height: int, size: int) -> None:

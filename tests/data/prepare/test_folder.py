@@ -20,8 +20,9 @@ from app.data.decode import decode_image
 from app.data.prepare.duplicates import difference_hash, find_duplicates
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import FaceOptions, FolderOptions, prepare_folder
+from app.data.prepare.foreign import HEIF_ENDINGS
 from app.data.prepare.orl import load_faces
-from app.data.prepare.photograph import ENDINGS, HEIF_ENDINGS, open_photograph
+from app.data.prepare.photograph import ENDINGS, open_photograph
 from app.data.prepare.source import Source
 from app.data.prepare.tools import read_all
 from app.data.record_writer import RecordWriter
@@ -95,9 +96,29 @@ def test_without_the_extra_photographs_of_telephones_are_listed_with_its_name(
     put(tmp_path / "photos" / "anna" / "2.HEIC", encode(scene(2), "HEIF"))
     assert "2 images" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "with"))
     monkeypatch.setattr("app.data.prepare.folder.ENDINGS", ENDINGS - set(HEIF_ENDINGS))
-    assert "1 not a picture" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "without"))
+    assert "1 format not read" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "without"))
     (row,) = table(tmp_path / "without" / "skipped.csv")
     assert row["detail"] == ".heic is not read: pip install 'arcface-torchx[heif]', and it is"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "advice"),
+    [
+        ("1.PSD", "format not read", "save it as JPEG or PNG"),
+        ("1.tga", "format not read", "save it as JPEG or PNG"),
+        ("DSC_1.NEF", "format not read", "a camera's raw file: export it as JPEG"),
+        ("1.mov", "not a picture", ".mov is not read"),
+        ("1.aae", "not a picture", ".aae is not read"),
+    ],
+)
+def test_pictures_of_formats_that_are_not_read_are_told_from_what_is_none(
+    tmp_path: Path, name: str, reason: str, advice: str
+) -> None:
+    put(tmp_path / "photos" / "anna" / "1.jpg", encode(scene(1), "JPEG"))
+    put(tmp_path / "photos" / "anna" / name, b"any")
+    assert f"1 {reason}" in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    (row,) = table(tmp_path / "out" / "skipped.csv")
+    assert (row["reason"], advice in row["detail"]) == (reason, True)
 
 
 def test_strict_refuses_and_writes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -18,6 +22,8 @@ from app.data.prepare.photograph import (
 from tests.data.prepare.pictures import encode, scene
 
 WIDE = scene(1, 120, 80)
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+TURNS |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}  # how the camera stored the upright scene
 
 
 def difference(one: Image.Image, other: Image.Image) -> float:
@@ -67,14 +73,45 @@ def test_a_kind_is_read_as_a_viewer_shows_it(kind: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
-    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
-    turns |= {6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}  # how the camera stored the upright scene
-    stored = WIDE.transpose(Image.Transpose[turns[orientation]]) if orientation > 1 else WIDE
+    stored = WIDE.transpose(Image.Transpose[TURNS[orientation]]) if orientation > 1 else WIDE
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = open_photograph(encode(stored, kind, exif=exif, **({"quality": 95} if kind in ("JPEG", "WEBP") else {})))
     assert image.size == WIDE.size
     assert difference(image, WIDE) < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_of_a_telephone_is_turned_once(orientation: int) -> None:
+    stored = WIDE.transpose(Image.Transpose[TURNS[orientation]]) if orientation > 1 else WIDE
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = pillow_heif.from_pillow(stored)
+    file.info["exif"] = exif.tobytes()  # written as the format's own turn (irot, imir), and told by EXIF again
+    assert difference(open_photograph(heic(file)), WIDE) < 6
+    # The format takes EXIF for information only: programs that turn the pixels often leave the old tag behind.
+    told_only = encode(WIDE, "HEIF", quality=95, exif=exif)
+    assert b"irot" not in told_only
+    assert difference(open_photograph(told_only), WIDE) < 6
+
+
+def test_the_main_picture_of_a_telephones_file_counts_in_any_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = pillow_heif.from_pillow(scene(2, 120, 80))
+    several.add_from_pillow(WIDE)
+    several.add_from_pillow(scene(3, 64, 64))
+    assert difference(open_photograph(heic(several, primary_index=1)), WIDE) < 6
+    deep = (np.asarray(WIDE).astype(np.uint16) * 257).tobytes()
+    for bits in (10, 12):
+        monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+        data = heic(pillow_heif.from_bytes("RGB;16", WIDE.size, deep))
+        assert pillow_heif.open_heif(data, convert_hdr_to_8bit=False).info["bit_depth"] == bits
+        assert difference(open_photograph(data), WIDE) < 6
+
+
+def heic(file: pillow_heif.HeifFile, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    file.save(buffer, quality=95, **options)
+    return buffer.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -107,9 +144,19 @@ def test_what_is_transparent_shows_white_and_not_what_lies_behind() -> None:
     [
         (b"", "unreadable"),
         (b"hello", "unreadable: none of JPEG"),
+        (b"\n<!DOCTYPE html><html><body>log in", "unreadable: a web page, as a download"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (bytes(5000), "unreadable: 5000 bytes, all of them zero"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "a drawing"),
+        (b"8BPS\x00\x01" + bytes(20), "a file of Photoshop"),
+        (encode(WIDE, "ICO"), "an icon"),
+        (b"\x00\x00\x00\x18ftypisom" + bytes(20), "a video"),
+        (encode(WIDE, "HEIF")[:60], "a HEIC picture, damaged or cut off"),
+        (b"PK\x03\x04" + bytes(20), "a zip archive"),
+        (encode(WIDE, "JPEG").replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c"), "a JPEG of 12 bits a sample"),
         (encode(WIDE, "PNG")[:200], "unreadable"),
         (encode(WIDE, "JPEG")[:300], "unreadable"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable: none of"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unreadable: PostScript"),
         (b"P5 100000 100000 255\n" + b"\0" * 64, "unreadable|too large"),
     ],
 )
