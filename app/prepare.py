@@ -102,15 +102,18 @@ def _face(options: argparse.Namespace) -> FaceOptions:
 
 
 def _prepare_folder(options: argparse.Namespace) -> str:
-    started, last, progress = time.monotonic(), 0.0, Progress(0, enabled=True, out=sys.stderr)
+    last, progress = 0.0, Progress(0, enabled=True, out=sys.stderr)
+    first: tuple[float, int] | None = None  # before it a detector is loaded, and what an earlier start left is read
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal first, last
         now, progress.total_steps = time.monotonic(), total
         if now - last > (0.2 if progress.live else 10) or done == total:
             last = now
-            left = format_duration((now - started) / done * (total - done))
-            progress.report(done, f"{done} of {total} photographs | ETA {left}")
+            first = first or (now, done)
+            seconds = (now - first[0]) / max(1, done - first[1]) * (total - done)
+            left = f" | ETA {format_duration(seconds)}" if done > first[1] else ""
+            progress.report(done, f"{done} of {total} photographs{left}")
 
     face = _face(options)
     chosen = FolderOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -18,7 +19,7 @@ def describe_origin(world: World) -> dict[str, Any]:
     """Version and commit of this project, versions of what it runs on, and the hardware, as plain JSON."""
     return {
         "app_version": __version__,
-        "commit": _commit(),
+        "commit": running_commit(),
         "python_version": platform.python_version(),
         "torch_version": torch.__version__,
         "device": world.device.kind,
@@ -30,8 +31,12 @@ def describe_origin(world: World) -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
-    """Commit of the checkout that runs, with ``+`` where it was changed, or of the image; empty where nobody knows."""
+@functools.cache
+def running_commit() -> str:
+    """Commit of the checkout that runs, with ``+`` where it was changed, or of the image; empty where nobody knows.
+
+    It is what it was when first asked for, at the start of a run: a checkout may move on while it trains.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         built_from = os.environ.get("ARCFACE_COMMIT", "")

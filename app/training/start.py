@@ -28,6 +28,7 @@ from app.training.build import (
     own_classes,
 )
 from app.training.loop import Loop
+from app.training.provenance import running_commit
 from app.training.state import RunState, compare, recipe_fields
 from app.training.trainer import Trainer
 from app.training.verifier import Verifier
@@ -186,6 +187,7 @@ def say_start(loop: Loop, before: RunState | None) -> None:
         world_size=world.size,
         logical_workers=plan.logical_workers,
         attempt=world.attempt,
+        commit=running_commit() if world.rank == 0 else "",
         # What components.status needs for the time to go and for the node of rank 0.
         total_steps=loop.total_steps,
         global_batch=loop.global_batch,

@@ -20,6 +20,13 @@ class Skipped:
     detail: str
 
 
+_MANY = {  # reasons that end otherwise for several
+    "person without a picture": "people without a picture",
+    "system file": "system files",
+    "duplicate": "duplicates",
+}
+
+
 @dataclass(frozen=True)
 class Findings:
     """Everything to tell.
@@ -37,7 +44,10 @@ class Findings:
         lines = []
         if self.skipped:
             reasons = Counter(item.reason for item in self.skipped)
-            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+            counts = ", ".join(
+                f"{count} {reason if count == 1 else _MANY.get(reason, reason)}"
+                for reason, count in reasons.most_common()
+            )
             lines.append(f"left out: {counts}; listed in skipped.csv")
         if self.duplicates:
             same = sum(same_bytes for *_, same_bytes in self.duplicates)

@@ -214,7 +214,8 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
         output, [jobs[i].file.name for i in kept], options.sheet, lambda name: (folder.read(name), load(name)[1])
     )
     storage.delete_tree(parts)
-    return f"{len(kept)} images of {len(people)} people{findings.summary()}{_remarks(people)}"
+    remarks = _remarks([jobs[number] for number in kept], options)
+    return f"{len(kept)} images of {len(people)} people{findings.summary()}{remarks}"
 
 
 def _spare_others(output: str) -> None:
@@ -350,16 +351,27 @@ def _first_of(skipped: Sequence[Skipped]) -> str:
     return f": {some}{more}" if some else ""
 
 
-def _remarks(people: Sequence[str]) -> str:
-    """Lines about people whose names differ in case or spaces only (they stay two), and about one person alone."""
-    if len(people) == 1:
-        return "\none person only: nothing can be learned from it; --person last, where people's folders lie deeper"
+def _remarks(jobs: Sequence[Job], options: FolderOptions) -> str:
+    """Lines about folders that may not be what was meant: the wrong depth, one person alone, one person twice."""
+    people = sorted({job.person for job in jobs})
+    deeper = {job.file.name.rpartition("/")[0] for job in jobs}
+    lines = []
+    if options.person == "first" and len(deeper) > len(people) and all("/" in folder for folder in deeper):
+        some = ", ".join(repr(name) for name in people[:3])
+        lines.append(
+            f"no picture lies in {some} itself, but in {len(deeper)} folders below: --person last, where those are "
+            "the people"
+        )
+    elif len(people) == 1:
+        lines.append("one person only: nothing can be learned from it")
     spelled: dict[str, list[str]] = {}
     for name in people:
-        spelled.setdefault(" ".join(name.casefold().split()), []).append(name)
+        spelled.setdefault(" ".join(name.rpartition("/")[2].casefold().split()), []).append(name)
     twice = [" and ".join(map(repr, names)) for names in spelled.values() if len(names) > 1]
-    more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-    return f"\nnames that may be one person: {'; '.join(twice[:5])}{more}" if twice else ""
+    if twice:
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        lines.append(f"names that may be one person: {'; '.join(twice[:5])}{more}")
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _chunks(jobs: Sequence[Job]) -> Iterator[list[Job]]:

@@ -82,7 +82,7 @@ def test_everything_is_taken_or_listed_with_its_reason(tmp_path: Path, capsys: p
     captured = capsys.readouterr()
     assert "7 images of 3 people" in captured.out
     assert "4 unreadable" in captured.out
-    assert "2 person without a picture" in captured.out
+    assert "2 people without a picture" in captured.out
     assert "not aligned" in captured.err
     assert prepare.main(["check", "--data", str(out)]) == 0
     with Image.open(out / "sheet.png") as sheet:
@@ -295,6 +295,28 @@ def test_one_name_in_two_compositions_is_one_person_and_names_alike_are_told(tmp
     assert "4 images of 3 people" in text
     assert text.endswith("names that may be one person: 'Anna' and 'anna'")
     assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["Anna", "Zoë", "anna"]
+
+
+def test_the_time_left_is_told_once_it_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        put(tmp_path / "photos" / str(i) / "1.jpg", encode(scene(i), "JPEG"))
+    prepare.main(["folder", "--source", f"{tmp_path}/photos", "--output", f"{tmp_path}/out", "--sheet", "0"])
+    reports = [line for line in capsys.readouterr().err.splitlines() if "photographs" in line]
+    assert [("1 of 3" in line, "ETA" in line) for line in reports] == [(True, False), (False, True)]
+    assert reports[-1].endswith("3 of 3 photographs | ETA 0m00s")
+
+
+def test_folders_of_the_wrong_depth_are_told(tmp_path: Path) -> None:
+    for i, folder in enumerate(("train/anna", "train/bob", "val/anna", "val/eve")):
+        put(tmp_path / "photos" / folder / "1.jpg", encode(scene(i), "JPEG"))
+    text = prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
+    assert "4 images of 2 people" in text
+    assert "no picture lies in 'train', 'val' itself, but in 4 folders below: --person last" in text
+    text = prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"), FolderOptions(person="last"))
+    assert "4 images of 4 people" in text
+    assert text.endswith("names that may be one person: 'train/anna' and 'val/anna'")
+    put(tmp_path / "photos" / "carl" / "1.jpg", encode(scene(9), "JPEG"))
+    assert "--person" not in prepare_folder(str(tmp_path / "photos"), str(tmp_path / "out"))
 
 
 def test_a_disk_that_is_full_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
