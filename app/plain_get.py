@@ -35,7 +35,7 @@ class PlainGet:
 
     def __init__(self, filesystem: Any, path: str, tag: str) -> None:
         self._filesystem, self._path = filesystem, path
-        self._tag = "" if filesystem.split_path(path)[2] else tag  # else the URL names the version
+        self._tag = tag
         self._idle: list[HTTPConnection] = []
         self._url, self._signed_at = "", -_USED_FOR * 2.0
         self._misses, self._rests_until = 0, 0.0
@@ -78,6 +78,9 @@ class PlainGet:
         connection.request("GET", target, headers=headers)
         with connection.getresponse() as response:
             ours = response.headers.get("Content-Range", "").startswith(f"bytes {start}-{stop - 1}/")
+            tag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+            if self._tag and tag and tag != self._tag:  # some stores pass over If-Match
+                raise ConnectionError("the answer is of another version")
             if response.status != 206 or not ours or response.length != stop - start:
                 raise ConnectionError("the answer is not the range")
             data = memoryview(bytearray(stop - start))
@@ -115,9 +118,9 @@ class PlainGet:
 
     async def _sign(self) -> str:
         await self._filesystem.set_session()
-        bucket, key, version = self._filesystem.split_path(self._path)
+        bucket, key, _ = self._filesystem.split_path(self._path)
         client = await self._filesystem.get_s3(bucket)
-        wanted = {"Bucket": bucket, "Key": key} | ({"VersionId": version} if version else {})
+        wanted = {"Bucket": bucket, "Key": key}
         return str(await client.generate_presigned_url("get_object", Params=wanted, ExpiresIn=_SIGNED_FOR))
 
     def _missed(self) -> None:

@@ -166,6 +166,14 @@ _CLASSES: dict[str, Meaning] = {
     "ServiceResponseError": _BROKEN,
     "DefaultCredentialsError": Meaning("no credentials; set GOOGLE_APPLICATION_CREDENTIALS"),
     "RefreshError": Meaning("the credentials cannot be renewed; look at GOOGLE_APPLICATION_CREDENTIALS"),
+    "NoRangesError": Meaning(
+        "the server does not know ranges; serve the files with one that does (nginx, S3), or copy them"
+    ),
+    "EncodedError": Meaning("the server compresses what it sends; have it send these files as they are"),
+    "TooManyRedirects": Meaning("its server redirects in a ring; correct the URL or the server"),
+    "WrongRangeError": Meaning(
+        "the server, or a cache before it, sent another range than was asked for", transient=True
+    ),
     "ChecksumError": Meaning("what arrived is not what the store sent", transient=True),
     "FlexibleChecksumError": Meaning("what arrived is not what the store sent", transient=True),
 }
@@ -203,6 +211,11 @@ def explain(error: BaseException) -> tuple[Meaning, str]:
         return MEANINGS["NoSuchKey"], ""
     text = unknown or f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     return Meaning(text), ""
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether the connection broke off, and nothing else."""
+    return explain(error)[0] is _BROKEN
 
 
 def _meaning_of_class(error: BaseException, classes: dict[str, Meaning]) -> Meaning | None:

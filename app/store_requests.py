@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.http import HTTPFileSystem
 
 from app.deadline import Requests, is_late
 from app.errors import redact
+from app.store_errors import is_broken
 
 _LARGE = 64 << 20  # bytes above which the driver may read an object in several requests
 _SIDE_BY_SIDE = 32  # requests of one call
+_CONTENT_RANGE = re.compile(r"bytes\s+(\d+)-\d+/(\d+|\*)$", re.IGNORECASE)
 _requests = Requests(hedges=False)  # objects may be large: two answers at once would be slower than one
 
 
 class ShortError(ConnectionError):
     """An answer ended before the object did."""
+
+
+class NoRangesError(OSError):
+    """The answer to a request for a range is the whole object."""
+
+
+class EncodedError(OSError):
+    """The answer holds no bytes of the object as they are."""
+
+
+class WrongRangeError(ConnectionError):
+    """The answer to a request for a range is another range."""
 
 
 def is_s3(filesystem: Any) -> bool:
@@ -92,6 +108,53 @@ def _is_late_or_short(error: Exception) -> bool:
     return is_late(error) or isinstance(error, ShortError)
 
 
+async def get_http_range(filesystem: Any, path: str, start: int, stop: int) -> tuple[bytes, str, int]:
+    """Bytes [start, stop) from a web server, the version that the answer names, and the object's size (-1: untold).
+
+    What is not the range is refused before it is read: it may be hundreds of gigabytes.
+    """
+    session, options = await filesystem.set_session(), dict(filesystem.kwargs)
+    headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    async with session.get(filesystem.encode_url(path), headers=headers, **options) as answer:
+        filesystem._raise_not_found_for_status(answer, path)
+        if answer.headers.get("Content-Encoding", "identity") not in ("identity", ""):
+            raise EncodedError(f"it came as {answer.headers['Content-Encoding']}")
+        told = answer.headers.get("Content-Range", "") if answer.status == 206 else None
+        size = _check_range(told, answer.content_length, start, stop)
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        return bytes(await answer.read()), tag, size
+
+
+async def get_s3_range(filesystem: Any, path: str, start: int, stop: int, tag: str = "") -> tuple[bytes, str, int]:
+    """The same from S3, and how often the driver asked again in the place of the size; ``tag``: what it must have."""
+    bucket, key, _ = filesystem.split_path(path)
+    pinned = {"IfMatch": f'"{tag}"'} if tag else {}
+    answer = await filesystem._call_s3(
+        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned, **filesystem.req_kw
+    )
+    try:
+        about = answer.get("ResponseMetadata", {})
+        told = answer.get("ContentRange", "") if about.get("HTTPStatusCode", 206) == 206 else None
+        _check_range(told, answer.get("ContentLength"), start, stop)
+        return bytes(await answer["Body"].read()), answer.get("ETag") or "", about.get("RetryAttempts", 0)
+    finally:
+        answer["Body"].close()
+
+
+def _check_range(told: str | None, length: int | None, start: int, stop: int) -> int:
+    """The object's size by the Content-Range of an answer (-1: untold); ``told`` is None for what is no part.
+
+    Raises:
+        NoRangesError, WrongRangeError: its body is not to be read.
+    """
+    if told is None and (start or length is None or length > stop):
+        raise NoRangesError(f"{length or 'many'} bytes came")
+    found = _CONTENT_RANGE.match(told or "")
+    if found and int(found[1]) != start:
+        raise WrongRangeError(f"bytes from {found[1]} came")
+    return int(found[2]) if found and found[2].isdecimal() else -1
+
+
 def read_side_by_side(filesystem: Any, path: str, url: str, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
     """Byte ranges of an object, fetched at the same time; an answer may be short."""
     if not isinstance(filesystem, AsyncFileSystem):
@@ -107,9 +170,9 @@ def read_side_by_side(filesystem: Any, path: str, url: str, starts: Sequence[int
             async with places:
                 return await _requests.ask(
                     f"{redact(url)}: bytes {start}-{stop}",
-                    lambda: filesystem._cat_file(path, start=start, end=stop),
+                    lambda: _read_range(filesystem, path, start, stop),
                     size,
-                    may_pass=is_late,
+                    may_pass=lambda error: is_late(error) or is_broken(error),
                 )
 
         tasks = [asyncio.ensure_future(read(start, stop)) for start, stop in zip(starts, stops, strict=True)]
@@ -120,6 +183,14 @@ def read_side_by_side(filesystem: Any, path: str, url: str, starts: Sequence[int
                 task.cancel()
 
     return cast(list[bytes], sync(filesystem.loop, ask))
+
+
+async def _read_range(filesystem: Any, path: str, start: int, stop: int) -> bytes:
+    if isinstance(filesystem, HTTPFileSystem) and start < stop:
+        return (await get_http_range(filesystem, path, start, stop))[0]
+    if is_s3(filesystem) and start < stop:
+        return (await get_s3_range(filesystem, path, start, stop))[0]
+    return cast(bytes, await filesystem._cat_file(path, start=start, end=stop))
 
 
 def hurry_parts(file: Any, url: str) -> None:

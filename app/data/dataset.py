@@ -58,6 +58,8 @@ def open_dataset(folder: str) -> Dataset:
     """
     url = storage.join(folder, "train.rec")
     identity = storage.info(url)
+    if not identity.size:
+        raise RecordError(f"{storage.redact(url)}: it is empty, or its server does not tell its size: upload it again")
     index = open_index(identity, index_url(url), folder=node_folder())
     images, identities, num_classes = _find_images(url, index)
     starts, stops = index.bounds[:-1], index.bounds[1:]

@@ -1,9 +1,9 @@
 """Ranges of one object in one version: pinned, bounded in time, asked again, and counted.
 
 An object that is replaced while it is read is an error that names it, whatever its new size: in S3 every request says
-``If-Match``; the answers of a plain HTTP server are compared by their ETag or date; a local file is held open and
-compared with what was opened. ``app.deadline`` bounds each request.
-A range of S3 is asked for by ``app.plain_get`` first, and by the driver when that brings no whole answer in time.
+``If-Match``, and every answer is compared by its ETag or date; a local file is held open and compared with what was
+opened. ``app.deadline`` bounds each request. A range of S3 is asked for by ``app.plain_get`` first, and by the driver
+when that brings no whole answer in time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from app.errors import AppError
 from app.patience import patiently
 from app.plain_get import PlainGet
 from app.storage import ObjectInfo, StorageError
+from app.store_requests import get_http_range, get_s3_range, is_s3
 
 Octets = bytes | memoryview
 
@@ -149,31 +150,19 @@ class RangeFetcher:
 
     async def _request(self, start: int, stop: int) -> bytes:
         filesystem: Any = self._filesystem
-        if isinstance(filesystem, HTTPFileSystem):
-            return await self._request_http(filesystem, start, stop)
-        if not hasattr(filesystem, "_call_s3"):
+        if isinstance(filesystem, HTTPFileSystem):  # few plain servers heed If-Match, but nearly all tell the version
+            chunk, tag, size = await get_http_range(filesystem, self._path, start, stop)
+            if size not in (-1, self.info.size):
+                raise self._changed(f"it has {size} bytes now")
+        elif is_s3(filesystem):
+            chunk, tag, retries = await get_s3_range(filesystem, self._path, start, stop, self.info.tag)
+            self._requests.retries += retries
+        else:
             return bytes(await filesystem._cat_file(self._path, start=start, end=stop))
-        bucket, key, version = filesystem.split_path(self._path)
-        pinned = {"VersionId": version} if version else {"IfMatch": f'"{self.info.tag}"'} if self.info.tag else {}
-        answer = await filesystem._call_s3(
-            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned
-        )
-        self._requests.retries += answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)  # by the driver itself
-        try:
-            return bytes(await answer["Body"].read())
-        finally:
-            answer["Body"].close()
-
-    async def _request_http(self, filesystem: Any, start: int, stop: int) -> bytes:
-        """Few plain servers heed If-Match, but nearly all name the version that they send."""
-        session, options = await filesystem.set_session(), dict(filesystem.kwargs)
-        headers = {**options.pop("headers", {}), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        async with session.get(filesystem.encode_url(self._path), headers=headers, **options) as answer:
-            filesystem._raise_not_found_for_status(answer, self._path)
-            tag = storage.plain_tag(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
-            if self.info.tag and tag and tag != self.info.tag:
-                raise self._changed("the server has another version now")
-            return bytes(await answer.read())
+        tag = storage.plain_tag(tag)
+        if self.info.tag and tag and tag != self.info.tag:  # some stores pass over If-Match
+            raise self._changed("the server has another version now")
+        return chunk
 
 
 def _came_from_the_store(error: AppError) -> bool:

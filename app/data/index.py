@@ -79,7 +79,9 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
             keys.append(pairs[:, 0])
             bounds.append(pairs[:, 1])
         if not keys.length:
-            raise RecordError(f"{url}: the index is empty: upload it again")
+            raise RecordError(
+                f"{storage.redact(url)}: the index is empty, or its server does not tell its size: upload it again"
+            )
         bounds.append(np.array([record.size]))
     if not _is_ascending(bounds.array):
         order = _file_order(keys.array, bounds.array[:-1])
