@@ -113,6 +113,9 @@ class Expressions:
                 return self.bounded(node, [self.value(element) for element in elements])
             case ast.Tuple(elts=elements):
                 return self.bounded(node, tuple(self.value(element) for element in elements))
+            case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
+                names = [key.value for key in keys if isinstance(key, ast.Constant)]
+                return self.bounded(node, dict(zip(names, map(self.value, values), strict=True)))
             case ast.Call(keywords=[]) if (found := self.call(node)) is not MISSING:
                 return found
             case _:
@@ -249,10 +252,10 @@ def _is_long(value: Any) -> bool:
     while waiting and total <= _LONGEST:
         part = waiting.pop()
         total += len(part) if isinstance(part, str) else 1
-        if isinstance(part, list | tuple):
+        if isinstance(part, list | tuple | dict):
             if len(part) > _LONGEST:
                 return True
-            waiting += part
+            waiting += part.values() if isinstance(part, dict) else part
     return total > _LONGEST
 
 

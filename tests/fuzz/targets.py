@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -67,6 +69,10 @@ config.dataset = "emore"
 config.margin_list = (1.0, 0.5, 0.0)
 config.batch_size = 2 ** 7
 config.num_image = int(5e6)
+import os
+roots, config.lr = {"a": os.environ.get("FACES_OF_NOBODY", "/data")}, [0.1, 0.2][-1]
+config.rec = roots["a"] or not True
+config.output = open("x")
 if config.dataset == "emore":
     config.num_epoch = 16
     def lr_step_func(epoch):
@@ -174,4 +180,8 @@ def _weights() -> list[bytes]:
             buffer = io.BytesIO()
             torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
             found.append(buffer.getvalue())
-    return found
+    arrays = {name: value.numpy() for name, value in layer.state_dict().items()}
+    beside = {"state_dict": layer.state_dict(), "args": argparse.Namespace(lr=0.1), "seen": {1}, "best": np.float64(1)}
+    buffer = io.BytesIO()
+    torch.save(beside, buffer)
+    return [*found, buffer.getvalue(), pickle.dumps(arrays, 4), safetensors.torch.save(layer.state_dict())]
