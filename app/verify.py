@@ -17,11 +17,11 @@ from app.data.bin_sets import load_set
 from app.device import detect_device
 from app.errors import AppError, run_main
 from app.evaluate.hardest import draw_hardest
+from app.evaluate.judgement import verification_folder
 from app.evaluate.model_source import add_model_options, model_options, open_model
 from app.evaluate.report_figure import draw_report
 from app.evaluate.verification import SetResult, embed_pixels, format_table, verify_set
 from app.parsing import dump_json
-from app.weights import STATE_DICTS
 
 EXIT_BELOW_FLOOR = 3
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     print(f"model {storage.redact(options.model)}: {about['backbone']}, step {about['step']}, on {device.kind}\n")
     print(format_table(results, baseline), flush=True)
     report = make_report(about, results, baseline, seconds=time.perf_counter() - started)
-    folder = options.report or storage.join(folder_of(options.model), "verification")
+    folder = options.report or verification_folder(options.model)
     storage.write_bytes(storage.join(folder, "report.png"), draw_report(about, results, baseline))
     for result, picture in zip(results, hardest, strict=True):
         storage.write_bytes(storage.join(folder, f"hardest_{result.name}.jpg"), picture)
@@ -73,12 +73,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--no-baseline", action="store_true", help="leave out the raw-pixel baseline")
     return parser.parse_args(arguments)
-
-
-def folder_of(model: str) -> str:
-    """The run folder, or the folder of a file."""
-    is_inside = model.endswith((".onnx", *STATE_DICTS)) or model.rstrip("/").endswith("checkpoints")
-    return model.rstrip("/").rpartition("/")[0] or "." if is_inside else model
 
 
 def set_urls(options: argparse.Namespace) -> list[str]:

@@ -20,6 +20,7 @@ from app.device import detect_device
 from app.errors import AppError, printable, run_main
 from app.evaluate import flops, groups, identification, ijb, quality, tinyface
 from app.evaluate.face_model import FaceModel
+from app.evaluate.judgement import judge
 from app.evaluate.metrics import check_pairs
 from app.evaluate.model_source import OpenedModel, add_model_options, model_options, open_model
 from app.evaluate.report_figure import draw_roc
@@ -185,9 +186,12 @@ def run_quality(model: OpenedModel, options: argparse.Namespace) -> None:
 
 
 def run_similarity(model: OpenedModel, options: argparse.Namespace) -> None:
-    """Print the cosine between two photographs."""
+    """Print the cosine between two photographs, and what the model's last verification takes it for."""
     cosine = FaceModel(model, options.align).similarity(*options.images)
-    print(f"cosine {cosine:.4f}, squared distance {max(0.0, 2 - 2 * cosine):.4f}")
+    distance = max(0.0, 2 - 2 * cosine)
+    print(f"cosine {cosine:.4f}, squared distance {distance:.4f}")
+    for line in judge(options.model, distance):
+        print(printable(line))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from app.data.recordio import RecordError
 from app.errors import AppError
 from app.evaluate import alignment, flops, ijb
 from app.evaluate.__main__ import main
+from app.evaluate.judgement import judge
 from app.face_points import TEMPLATE
 from tests.jobs import write_faces
 
@@ -130,6 +132,29 @@ def test_the_tools_run_from_the_command_line(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["similarity", *model, str(face), str(face)]) == 0
     assert "cosine 1.0000, squared distance 0.0000" in capsys.readouterr().out
+
+
+def test_two_faces_are_judged_by_the_last_verification_of_the_model(tmp_path: Path) -> None:
+    sets = {"lfw": {"threshold": 1.2}, "mine": {"threshold": 0.5}, "odd": {"threshold": "x"}}
+    report = tmp_path / "run" / "verification" / "report.json"
+    report.parent.mkdir(parents=True)
+    for content, expected in (
+        (
+            json.dumps({"sets": sets}),
+            [
+                "taken for one person by the threshold of lfw, 1.20",
+                "taken for two people by the threshold of mine, 0.50",
+            ],
+        ),
+        ("{", []),
+        ("[]", []),
+        ('{"sets": []}', []),
+    ):
+        report.write_text(content)
+        for model in ("run", "run/", "run/model.pt", "run/model.onnx", "run/checkpoints"):
+            assert judge(f"{tmp_path}/{model}", 0.5) == expected
+    report.unlink()
+    assert judge(f"{tmp_path}/run", 0.5) == []
 
 
 @pytest.mark.parametrize(
