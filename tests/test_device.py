@@ -255,3 +255,39 @@ def test_a_cpu_copies_nothing() -> None:
     assert device.copies() is None
     batch = torch.ones(2)
     assert device.arrived(batch, None) is batch
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """torch.cuda with two devices; notes which was set."""
+    chosen: list[int] = []
+    monkeypatch.delenv("ARCFACE_DEVICE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    return chosen
+
+
+def test_cuda_searches_for_the_fastest_kernels_and_a_cpu_does_not(cuda: list[int]) -> None:
+    assert detect_device("cpu").kind == "cpu"
+    assert not torch.backends.cudnn.benchmark
+    device = detect_device(local_rank=1)
+    assert (str(device.torch_device), device.backend, cuda) == ("cuda:1", "cpu:gloo,cuda:nccl", [1])
+    assert torch.backends.cudnn.benchmark
+
+
+def test_buffers_for_copies_are_page_locked(npu: NpuStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+    empty = torch.empty
+
+    def noted(shape: tuple[int, ...], **options: Any) -> torch.Tensor:
+        asked.append(options)
+        return empty(shape, dtype=options["dtype"])
+
+    copies = Device("npu", "cpu", "").copies()  # type: ignore[arg-type]
+    assert copies is not None
+    monkeypatch.setattr(torch, "empty", noted)
+    assert copies.buffer((2, 3)).shape == (2, 3)
+    assert asked == [{"dtype": torch.uint8, "pin_memory": True}]
+    assert not npu.calls  # nothing is copied yet
