@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -98,7 +99,7 @@ def _open_one(url: str, data: DataConfig, *, alone: bool) -> Source:
 def _people_of(url: str, source: Source) -> list[str]:
     """Names of the classes, from ``people.json`` or the subfolders; made up where there are none."""
     if isinstance(source, FolderSource):
-        return source.people
+        return [unicodedata.normalize("NFC", name) for name in source.people]
     text = storage.read_optional(storage.join(url, "people.json"))
     if text is None:
         warnings.warn(
@@ -106,9 +107,11 @@ def _people_of(url: str, source: Source) -> list[str]:
         )
         return [f"{url}#{number}" for number in range(source.num_classes)]
     names = parse_people(text, storage.redact(storage.join(url, "people.json")))
-    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+    if not isinstance(names, list) or not all(
+        isinstance(name, str | int) and not isinstance(name, bool) for name in names
+    ):
         raise SourceError(f"{storage.redact(url)}/people.json: expected a list of names, one a class")
-    texts = [str(name) for name in names]
+    texts = [unicodedata.normalize("NFC", str(name)) for name in names]  # systems write one letter in two ways
     if len(set(texts)) != len(texts):
         raise SourceError(
             f"{storage.redact(url)}/people.json: {Counter(texts).most_common(1)[0][0]!r} stands there twice"

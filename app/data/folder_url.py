@@ -57,7 +57,15 @@ def explain_missing_dataset(url: str) -> str:
     if found := [name for name in below if storage.exists(storage.join(url, name, "train.rec"))]:
         places = ", ".join(storage.redact(storage.join(url, name)) for name in found)
         return f"{shown}: no train.rec there, but in {places}: name {'it' if len(found) == 1 else 'one of them'}"
-    if records := [name for name in names if name.endswith(".rec")]:
+    if parts := [name for name in names if name.startswith("train.rec.")]:
+        return f"{shown}: no train.rec there, but {', '.join(parts[:3])}: join or unpack it to a train.rec"
+    records = [name for name in names if name.endswith(".rec")]
+    if len(records) > 1:
+        return (
+            f"{shown}: no train.rec there, but {', '.join(records[:3])}: parts of one dataset must be joined to one "
+            "train.rec; several datasets each need a folder with their train.rec and train.idx, named by commas"
+        )
+    if records:
         return f"{shown}: no train.rec there, but {records[0]}: rename it, and its .idx, to train"
     if "model.pt" in names or "checkpoints" in names:
         return f"{shown}: a run's folder, not a dataset"

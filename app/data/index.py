@@ -23,6 +23,8 @@ from app.data.scan import scan_records
 from app.data.text_lines import whole_lines
 from app.storage import ObjectInfo, StorageError
 
+_HEADER = 64  # bytes before the first record that may be a header which the index leaves out
+
 
 @dataclass(frozen=True)
 class RecordIndex:
@@ -89,6 +91,12 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
         bounds.reorder(order, record.size)
     all_keys, all_bounds = keys.array, bounds.array
     _check(all_keys, all_bounds, record, url)
+    if all_bounds[0] > _HEADER:
+        warnings.warn(
+            f"{storage.redact(url)}: its first record begins at byte {all_bounds[0]}: what {record.url} holds before "
+            "is not trained. If the index lost lines, delete it, and it is made again",
+            stacklevel=2,
+        )
     _check_end(int(all_bounds[-2]), record, url)
     digest = hashlib.sha256()
     for array in (all_keys, all_bounds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from app.data.source import Sample, Source, SourceError
 
 MAX_RATIO = 1000  # of two weights
+_MAX_WEIGHT = 1e9
 
 
 class Mixture:
@@ -44,7 +44,7 @@ class Mixture:
                 )
         self._class_maps, self.num_classes = _map_classes(self.sources, people)
         weights = weights or [1.0] * len(sources)
-        if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
+        if len(weights) != len(sources) or not all(0 < weight < _MAX_WEIGHT for weight in weights):
             raise SourceError(f"data.weights must be {len(sources)} numbers above 0, one for each dataset")
         if max(weights) > MAX_RATIO * min(weights):
             raise SourceError(f"data.weights: the largest may be {MAX_RATIO} times the smallest, which counts as 1")

@@ -6,6 +6,7 @@ not kept: windows of one worker do not overlap, except in one block at each seam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -32,6 +33,7 @@ class RecordReader:
         self._max_gap = max_gap_bytes
         self.fetcher = RangeFetcher(dataset.object)
         self.fetch = self.fetcher.fetch  # a cache may stand before it
+        self._odd = False  # whether a record with bytes behind it was said
 
     @property
     def requests(self) -> int:
@@ -87,7 +89,14 @@ class RecordReader:
             RecordError: it is damaged; names URL, key and byte range.
         """
         try:
-            data, _ = unpack_record(record)
+            data, end = unpack_record(record)
+            if end < len(record) and not self._odd and self.dataset.stops[position] != self.dataset.object.size:
+                self._odd = True
+                warnings.warn(
+                    f"{self.describe(position)}: {len(record) - end} bytes behind this record belong to none: what "
+                    "they hold is not trained. If the index lost lines, delete it, and it is made again",
+                    stacklevel=2,
+                )
             return unpack_image(data)
         except RecordError as error:
             raise RecordError(f"{self.describe(position)}: {error}") from error

@@ -133,11 +133,14 @@ def unpack_image(data: bytes) -> tuple[ImageHeader, bytes]:
 
 
 def unpack_plain_image(record: bytes) -> tuple[float, bytes] | None:
-    """Label and image bytes of a record in one part with one label, as nearly all are; None: it is no such record."""
+    """Label and image bytes of a record in one part with one label, as nearly all are; None: it is no such record.
+
+    Nor is one with other bytes behind it.
+    """
     if len(record) < _PLAIN_IMAGE.size:
         return None
     magic, length, flag, label, _, _ = _PLAIN_IMAGE.unpack_from(record)
-    if magic != MAGIC or flag or not _IMAGE_HEADER.size <= length <= len(record) - PART.size:
+    if magic != MAGIC or flag or length < _IMAGE_HEADER.size or PART.size + length + -length % 4 != len(record):
         return None
     return label, record[_PLAIN_IMAGE.size : PART.size + length]
 

@@ -72,6 +72,22 @@ def test_what_is_meant(url: str, says: str) -> None:
     assert "Errno 20" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["train.rec.part1", "train.rec.part0"], r"but train\.rec\.part0, train\.rec\.part1: join or unpack"),
+        (["train.rec.gz"], r"but train\.rec\.gz: join or unpack"),
+        (["train_0.rec", "train_1.rec"], r"but train_0\.rec, train_1\.rec: parts of one dataset must be joined"),
+        (["faces.rec"], r"but faces\.rec: rename it"),
+    ],
+)
+def test_records_in_parts_are_told(tmp_path: Path, names: list[str], says: str) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(AppError, match=says):
+        open_source(DataConfig(url=str(tmp_path)), 0)
+
+
 def test_output_below_a_file_is_one_sentence(folder: Path) -> None:
     with pytest.raises(storage.StorageError, match="a part of this path is a file, not a folder"):
         storage.read_bytes(str(folder / "file" / "runs"))

@@ -226,38 +226,6 @@ def test_names_in_folders_mean_nothing(tmp_path: Path) -> None:
     assert labels_of(write_folder(tmp_path, *names)) == [2, 2, 2]
 
 
-def test_people_without_an_image_are_said_once(tmp_path: Path, bucket_url: str) -> None:
-    for name in (*FOLDER, "cid/notes.txt", "dan/.hidden.jpg", ".git/config"):
-        write_folder(tmp_path, name)
-        storage.write_bytes(storage.join(bucket_url, name), JPEG)
-    (tmp_path / "eve").mkdir()
-    filesystem, path = storage.open_filesystem(bucket_url)
-    filesystem.pipe_file(f"{path}/eve/", b"")  # as consoles of stores make a folder
-    for url in (tmp_path, bucket_url):
-        with pytest.warns(UserWarning, match="subfolders hold no image") as said:
-            assert labels_of(url) == [4, 4]
-        texts = [str(w.message) for w in said if "subfolders" in str(w.message)]
-        assert len(texts) == 1
-        assert "3 of 5 subfolders hold no image, such as 'cid'" in texts[0]
-
-
-def test_a_folder_of_more_images_than_a_page_of_the_list(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in FOLDER:
-        storage.write_bytes(storage.join(bucket_url, name), JPEG)
-    filesystem, _ = storage.open_filesystem(bucket_url)
-    monkeypatch.setattr(filesystem, "req_kw", {"MaxKeys": 3})
-    pages: list[str] = []
-    page = storage.list_page
-
-    def counted(*arguments: object) -> tuple[list[tuple[str, int]], str]:
-        pages.append(str(arguments[-1]))
-        return page(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(storage, "list_page", counted)
-    assert sorted(storage.list_tree(f"{bucket_url}/")) == [(name, len(JPEG)) for name in FOLDER]
-    assert len(set(pages)) >= 3
-
-
 def test_images_in_nobodys_folder_are_said_and_deeper_ones_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, *FOLDER, "group.jpg")
     with pytest.warns(UserWarning, match="1 images in no person's subfolder"):
@@ -295,7 +263,17 @@ def test_records_a_list_and_a_folder_train_together(three: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "weights",
-    [("1",), ("1", "2", "0"), ("1", "2", "-1"), ("1", "2", "nan"), ("1", "2", "inf"), ("a", "b", "c"), ("1",) * 4],
+    [
+        ("1",),
+        ("1e308", "1e308", "1e308"),
+        ("0", "0", "0"),
+        ("1", "2", "0"),
+        ("1", "2", "-1"),
+        ("1", "2", "nan"),
+        ("1", "2", "inf"),
+        ("a", "b", "c"),
+        ("1",) * 4,
+    ],
 )
 def test_weights_that_are_none_are_told(three: str, weights: tuple[str, ...]) -> None:
     with pytest.raises(AppError, match=r"data\.weights must be"):
@@ -328,6 +306,10 @@ def test_urls_that_cannot_be_joined(tmp_path: Path, url: str, message: str) -> N
         ('{"x": 1}', "a list of names"),
         ('[["x"], ["y"], ["z"]]', "a list of names"),
         ("[null, 1, 2]", "a list of names"),
+        ("[true, false, 2]", "a list of names"),
+        ('["\u00e9", "e\u0301", "x"]', "stands there twice"),
+        ("[]", "3 classes, its people.json 0 names"),
+        ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "people.json"),
     ],

@@ -1,0 +1,68 @@
+"""What a dataset holds and nobody trains is said, once."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from app import storage
+from tests.data.test_foreign_files import FOLDER, JPEG, labels_of, write_folder, write_plain
+
+
+def test_lines_that_an_index_lost_are_said(tmp_path: Path) -> None:
+    write_plain(tmp_path, [0.0, 1.0] * 4)
+    lines = (tmp_path / "train.idx").read_text().splitlines()
+    (tmp_path / "train.idx").write_text("\n".join(lines[2:]))
+    with pytest.warns(UserWarning, match=r"train\.idx: its first record begins at byte \d+"):
+        assert labels_of(tmp_path) == [3, 3]
+    (tmp_path / "train.idx").write_text("\n".join(lines[:3] + lines[4:6] + lines[7:]))
+    with pytest.warns(
+        UserWarning, match=r"train\.rec: record key \d.* bytes behind this record belong to none"
+    ) as said:
+        assert labels_of(tmp_path) == [3, 3]
+    assert len([w for w in said if "belong to none" in str(w.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (tmp_path / "train.idx").write_text("\n".join(lines))
+        assert labels_of(tmp_path) == [4, 4]
+
+
+def test_people_without_an_image_are_said_once(tmp_path: Path, bucket_url: str) -> None:
+    for name in (*FOLDER, "cid/notes.txt", "dan/.hidden.jpg", ".git/config"):
+        write_folder(tmp_path, name)
+        storage.write_bytes(storage.join(bucket_url, name), JPEG)
+    (tmp_path / "eve").mkdir()
+    filesystem, path = storage.open_filesystem(bucket_url)
+    filesystem.pipe_file(f"{path}/eve/", b"")  # as consoles of stores make a folder
+    for url in (tmp_path, bucket_url):
+        with pytest.warns(UserWarning, match="subfolders hold no image") as said:
+            assert labels_of(url) == [4, 4]
+        texts = [str(w.message) for w in said if "subfolders" in str(w.message)]
+        assert len(texts) == 1
+        assert "3 of 5 subfolders hold no image, such as 'cid'" in texts[0]
+
+
+def test_a_folder_of_more_images_than_a_page_of_the_list(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FOLDER:
+        storage.write_bytes(storage.join(bucket_url, name), JPEG)
+    filesystem, _ = storage.open_filesystem(bucket_url)
+    monkeypatch.setattr(filesystem, "req_kw", {"MaxKeys": 3})
+    pages: list[str] = []
+    page = storage.list_page
+
+    def counted(*arguments: object) -> tuple[list[tuple[str, int]], str]:
+        pages.append(str(arguments[-1]))
+        return page(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "list_page", counted)
+    assert sorted(storage.list_tree(f"{bucket_url}/")) == [(name, len(JPEG)) for name in FOLDER]
+    assert len(set(pages)) >= 3
+
+
+def test_a_name_is_the_same_however_its_letters_are_written(tmp_path: Path) -> None:
+    """Folders that came from a Mac have accents apart from their letters."""
+    write_folder(tmp_path / "mac", "Zoe\u0301/1.jpg", "Ann/1.jpg")
+    write_folder(tmp_path / "other", "Zo\u00e9/1.jpg", "Ann/1.jpg")
+    assert labels_of(f"{tmp_path}/mac,{tmp_path}/other", people="shared") == [2, 2]
