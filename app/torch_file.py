@@ -59,7 +59,7 @@ def load_torch(data: bytes) -> Any:
     if data[:2] == b"\x80\x02" and _LEGACY_MAGIC.to_bytes(10, "little") in data[:32]:
         return _load_legacy(data)
     if data[:1] == b"\x80":
-        return load_plain(data, _names(_only_named))[0]  # of pickle.dump: arrays of numpy by name
+        return load_plain(data, _names(_only_named, len(data)))[0]  # of pickle.dump: arrays of numpy by name
     raise PickleError("not a file of torch.save")
 
 
@@ -83,7 +83,7 @@ def _load_zip(data: bytes) -> Any:
             storages[key] = _make_storage(content, kind, count)
         return storages[key]
 
-    return load_plain(bytes(entries[pickle_name]), _names(_rebuild), find=find)[0]
+    return load_plain(bytes(entries[pickle_name]), _names(_rebuild, len(data)), find=find)[0]
 
 
 def _list_entries(data: bytes) -> dict[str, memoryview]:
@@ -132,7 +132,7 @@ def _load_legacy(data: bytes) -> Any:
             raise PickleError("storages that are views of others; save the file anew with a newer torch")
         references[key] = (kind, count)
 
-    _, behind = load_plain(data, _names(lambda *_: None), start=at, find=note)
+    _, behind = load_plain(data, _names(lambda *_: None, len(data)), start=at, find=note)
     keys, position = load_plain(data, start=behind)
     if not isinstance(keys, list):
         raise PickleError("the list of storages is missing")
@@ -146,7 +146,9 @@ def _load_legacy(data: bytes) -> Any:
             raise PickleError(f"truncated: storage {key!r} is not all there")
         storages[key] = _make_storage(memoryview(data)[position + 8 : stop], kind, count)
         position = stop
-    return load_plain(data, _names(_rebuild), start=at, find=lambda pid: storages[_parse_reference(pid)[1]])[0]
+    return load_plain(data, _names(_rebuild, len(data)), start=at, find=lambda pid: storages[_parse_reference(pid)[1]])[
+        0
+    ]
 
 
 def _parse_reference(reference: Any) -> tuple[torch.dtype, str, int, Any]:
@@ -191,15 +193,32 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
     return elements.as_strided(tuple(size), tuple(stride), offset if count else 0)
 
 
-def _from_numpy(array: Any, kind: Any, *_: Any) -> Tensor:
-    """A tensor of a device, as the array it was copied to: torch writes bfloat16 so as float32, and names the type."""
+def _from_numpy(size: int) -> Callable[..., Tensor]:
+    """What makes a tensor of a device of the array it was copied to, in a file of ``size`` bytes.
+
+    torch writes bfloat16 so as float32, and names the type.
+    """
     types = {str(known): known for known in _TYPES.values()}
-    tensor = tensor_of(array)
-    if not isinstance(tensor, Tensor):
-        raise PickleError("a tensor without an array of numbers")
-    if not isinstance(kind, Name) or kind.text not in types:
-        raise PickleError("a tensor without a type of weights")
-    return tensor.to(types[kind.text])
+    room = 2 * size  # a file may name one array again and again
+
+    def rebuild(array: Any, kind: Any, *_: Any) -> Tensor:
+        nonlocal room
+        room -= bytes_of(array)
+        if room < 0:
+            raise PickleError("tensors that take more memory than a file of its size needs")
+        tensor = tensor_of(array)
+        if not isinstance(tensor, Tensor):
+            raise PickleError("a tensor without an array of numbers")
+        if not isinstance(kind, Name) or kind.text not in types:
+            raise PickleError("a tensor without a type of weights")
+        return tensor.to(types[kind.text])
+
+    return rebuild
+
+
+def bytes_of(value: Any) -> int:
+    """What ``tensor_of`` takes in memory for it."""
+    return value.values.nbytes if isinstance(value, Array) and isinstance(value.values, np.ndarray) else 0
 
 
 def tensor_of(value: Any) -> Any:
@@ -258,8 +277,9 @@ for _module in ("builtins", "__builtin__"):
     _SETTINGS |= {(_module, name): _only_named for name in ("int", "float", "str")}
 
 
-def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., Any]]:
-    """What torch's files name. ``rebuild`` answers for all functions that make a tensor of a storage."""
+def _names(rebuild: Callable[..., Any], size: int) -> dict[tuple[str, str], Callable[..., Any]]:
+    """What torch's files of ``size`` bytes name; ``rebuild`` answers for all that makes a tensor of a storage."""
+    from_numpy = _from_numpy(size)
     return {
         **PLAIN_NAMES,
         **_SETTINGS,
@@ -270,8 +290,8 @@ def _names(rebuild: Callable[..., Any]) -> dict[tuple[str, str], Callable[..., A
         ("torch._utils", "_rebuild_tensor_v2"): rebuild,
         ("torch_npu.utils.storage", "_rebuild_npu_tensor"): rebuild,
         ("torch._utils", "_rebuild_npu_tensor"): rebuild,  # Ascend's own builds of torch, before the extension
-        ("torch._utils", "_rebuild_device_tensor_from_numpy"): _from_numpy,  # devices whose storages torch cannot see
-        ("torch._utils", "_rebuild_xla_tensor"): _from_numpy,
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"): from_numpy,  # devices whose storages torch cannot see
+        ("torch._utils", "_rebuild_xla_tensor"): from_numpy,
         **{("torch", str(kind).removeprefix("torch.")): _only_named for kind in _TYPES.values()},
         ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,

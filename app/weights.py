@@ -16,7 +16,7 @@ from app.file_kinds import describe_kind
 from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
 from app.safetensors_file import is_safetensors, load_safetensors
-from app.torch_file import load_torch, tensor_of
+from app.torch_file import bytes_of, load_torch, tensor_of
 
 # Where trainers keep the backbone's state dict within their checkpoints: insightface and the Ascend port, Lightning
 # (AdaFace), MagFace and others.
@@ -56,7 +56,7 @@ def parse_weights(url: str, data: bytes) -> dict[str, Tensor]:
     for _ in range(4):  # not for ever: a file can put a dict into itself
         state = next((state[name] for name in _CONTAINERS if _holds_dict(state, name)), state)
     if isinstance(state, dict):
-        state = {name: tensor_of(value) for name, value in state.items()}
+        state = _with_tensors(state, url, len(data))
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{url}: not a state dict of a backbone: {_describe_content(state)}")
     if set(state) == {"weight"}:
@@ -171,7 +171,8 @@ def read_centres(
         urls.append(after)
     found, parts = 0, []
     for url in urls:
-        weight = _find_centres(_load_safely(url, storage.read_bytes(url)), embedding_size, url)
+        data = storage.read_bytes(url)
+        weight = _find_centres(_load_safely(url, data), embedding_size, url, len(data))
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[1] != embedding_size:
             held = f" of shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else " are not there"
             if isinstance(weight, dict):
@@ -190,13 +191,20 @@ def read_centres(
     return torch.cat(parts)
 
 
-def _find_centres(state: Any, embedding_size: int, url: str) -> Any:
+def _with_tensors(state: dict[Any, Any], url: str, size: int) -> dict[Any, Any]:
+    """The same with tensors for arrays, of a file of ``size`` bytes, which may give one array many names."""
+    if sum(map(bytes_of, state.values())) > 2 * size:
+        raise ModelError(f"{url}: its arrays take more memory than a file of its size needs")
+    return {name: tensor_of(value) for name, value in state.items()}
+
+
+def _find_centres(state: Any, embedding_size: int, url: str, size: int) -> Any:
     """The matrix of centres, a row each, in what a file holds; something else where there is none."""
     for container in ("state_dict_softmax_fc", "head", "state_dict", "model"):
         state = state[container] if _holds_dict(state, container) else state
     if not isinstance(state, dict):
         return tensor_of(state)
-    tensors = {name: tensor_of(value) for name, value in state.items()}
+    tensors = _with_tensors(state, url, size)
     found = {
         name: value
         for name, value in tensors.items()

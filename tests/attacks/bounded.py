@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from app.checkpoint.manifest import Manifest
-from app.config.assignments import read_assignments
 from app.config.options import parse_recipe
+from app.config.reference_config import read_reference_config
 from app.data.bin_sets import parse_set
 from app.data.decode import decode_image
 from app.data.prepare.photograph import open_photograph
@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "manifest": lambda data: Manifest.from_json("manifest.json", data),
     "tensors": read_tensor_file,
     "toml": lambda data: parse_recipe(data.decode(), "x", "x.toml"),
-    "py": lambda data: read_assignments(data.decode(), "x.py"),
+    "py": lambda data: read_reference_config(data.decode(), "x.py"),
 }
 _context = multiprocessing.get_context("forkserver")
 

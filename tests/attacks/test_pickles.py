@@ -121,6 +121,16 @@ def _legacy(body: bytes) -> bytes:
 
 _LARGE, _LARGEST = b"\x8a\x06\0\0\0\0\0\x40", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"
 _PAIRS = b"(" + b"".join(b"X\6\0\0\0%06dN\x86" % number for number in range(_MANY)) + b"l\x85q\2"
+_ARRAY = (  # of 4 MB
+    b"cnumpy.core.numeric\n_frombuffer\n(\x8e"
+    + struct.pack("<Q", 4_000_000)
+    + bytes(4_000_000)
+    + _DTYPE.replace(b"f8", b"f4")
+    + b"J"
+    + struct.pack("<I", 1_000_000)
+    + b"\x85X\1\0\0\0CtR"
+)
+_REPEATED = b"".join(b"X\6\0\0\0%06dh\5" % number for number in range(_MANY))
 WEIGHTS = {
     "many tensors": _weights(_tensor().replace(b"_v2\n", b"_v2\nq\0", 1) + b"q\x020(" + b"h\0h\2R" * _MANY + b"t."),
     "many dicts of a long list": _legacy(
@@ -140,6 +150,12 @@ WEIGHTS = {
     "a storage beyond int64": _one(count=_LARGEST),
     "a negative storage": _one(count=b"J\xff\xff\xff\xff"),
     "a state dict in itself": _weights(b"}q\0X\x0a\0\0\0state_dicth\0s."),
+    "one array under many names": b"\x80\x02" + _ARRAY + b"q\x050}(" + _REPEATED + b"u.",
+    "one array in many tensors": _weights(
+        _ARRAY + b"ctorch\nfloat16\n\x86q\x050ctorch._utils\n_rebuild_xla_tensor\nq\x060(" + b"h\6h\5R" * _MANY + b"t."
+    ),
+    "many namespaces": _weights(b"cargparse\nNamespace\nq\0(" + b"h\0)\x81" * (10 * _MANY) + b"t."),
+    "a namespace of another class": _weights(b"csubprocess\nPopen\n)\x81}b."),
     "an escape sequence for a key": _weights(b"}X\x0a\0\0\0\x1b[31mevil\x07K\1s."),
     "a header of safetensors beyond the file": struct.pack("<Q", 2**62) + b'{"a":1}',
 }

@@ -111,7 +111,10 @@ CONFIGURATIONS = {
     "digits in hexadecimal": "config.lr = 0x" + "f" * 200_000,
     "a format": "config.rec = f'{1:999999999}'",
     "a list that doubles": "config.notes = [0]\n" + _TWICE + "config.margin_list = config.notes",
-    "copies that double": "config.notes = [0]\n" + _TWICE.replace("config.notes,", "list(config.notes),"),
+    "copies that double": "config.notes = [0]\n"
+    + _TWICE.replace("config.notes,", "list(config.notes),")
+    + "config.margin_list = config.notes",
+    "dicts that double": "a = {0: 0}\n" + "a = {0: a, 1: a}\n" * 60 + "config.rec = f'{a}'",
     "a program": "__import__('os').system('true')",
     "a default that is called": "def f(epoch, x=__import__('os')):\n    return 1\nconfig.lr_func = f",
 }
