@@ -11,16 +11,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-# Forked from a process that has loaded torch, and the app of the attacks' readers, whose server this is too.
-PRELOADED = ["pytest", "hypothesis", "tests.ranks", "tests.attacks.bounded"]
+from tests.forked import CONTEXT
 
 
 def run_ranks(function: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
     """``[function(rank, world, *arguments) for each rank]``; a failure on any rank is raised here."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.get_context("forkserver").set_forkserver_preload(PRELOADED)
         given = (function, world, folder, arguments, dict(os.environ))
-        mp.start_processes(_entry, given, nprocs=world, start_method="forkserver")
+        mp.start_processes(_entry, given, nprocs=world, start_method=CONTEXT.get_start_method())
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(world)]
 
 

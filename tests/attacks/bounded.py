@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import resource
 import signal
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from app.data.prepare.photograph import open_photograph
 from app.errors import AppError
 from app.weights import parse_weights
 from tests.attacks.tensor_files import read_tensor_file
-from tests.ranks import PRELOADED
+from tests.forked import CONTEXT
 
 ALLOWANCE = 64 << 20  # bytes beside twice the input
 SECONDS = 60
@@ -35,7 +34,6 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "toml": lambda data: parse_recipe(data.decode(), "x", "x.toml"),
     "py": lambda data: read_reference_config(data.decode(), "x.py"),
 }
-_context = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,8 @@ class Outcome:
 
 def read(kind: str, data: bytes) -> Outcome:
     """What the reader of this kind makes of the bytes; a crash, a hang or an error without a name fails the test."""
-    _context.set_forkserver_preload(PRELOADED)
-    ours, theirs = _context.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(kind, data, theirs))
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_child, args=(kind, data, theirs))
     process.start()
     theirs.close()
     try:

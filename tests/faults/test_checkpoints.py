@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from app.observe.events import read_events
 from demo.object_store import ObjectStore
 from tests.checkpoint.test_manager import CLASSES, manager, save_on, state
 from tests.faults.proxy import Decision, Proxy, well
-from tests.jobs import ROOT, SMALL, environment, train, write_faces
+from tests.jobs import train, write_faces
 from tests.ranks import run_ranks
 
 # In all a minute or two: drivers try again for some seconds each time.
@@ -199,26 +197,7 @@ def test_a_run_resumes_where_it_was_though_the_store_fails_at_the_start(
     write_faces(data)
     train(1, data, bucket_url, "--train.epochs", "1")
     for_a_while(proxy, fails("503", ".safetensors"), 15.0)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "app.train",
-            *SMALL,
-            "--data.url",
-            data,
-            "--output.url",
-            bucket_url,
-            "--train.epochs",
-            "2",
-        ],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = train(1, data, bucket_url, "--train.epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "from the beginning" not in done.stdout
     assert "from step 20" in done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from app.observe.events import read_events
 from demo.object_store import ObjectStore
 from tests.checkpoint.test_manager import manager
 from tests.faults.proxy import Proxy
+from tests.forked import run_forked
 from tests.jobs import ROOT, SMALL, environment, train, write_faces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -56,15 +56,8 @@ def proxy(object_store: ObjectStore) -> Iterator[Proxy]:
 def go_on(data: str, output: str, endpoint: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The run, to step 8; its driver never asks again of itself."""
     options = (*SMALL, *OPTIONS, "--train.last-step", "8", "--data.url", data, "--output.url", output)
-    return subprocess.run(
-        [sys.executable, "-m", "app.train", *options],
-        env={**environment(), "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1", **variables},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    store = {"AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1", **variables}
+    return run_forked("app.train", options, [{**environment(), **store}], ROOT, 600)
 
 
 def steps_in(output: str) -> list[int]:

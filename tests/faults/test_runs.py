@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from app.data.bin_sets import dump_set
 from app.data.decode import encode_jpeg
 from demo.object_store import ObjectStore
 from tests.faults.proxy import Proxy
+from tests.forked import run_forked
 from tests.jobs import ROOT, SMALL, environment, write_faces
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -21,15 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def run(endpoint: str, module: str, *options: str) -> str:
     """The output of a program that must succeed; it sees the store at ``endpoint``, its driver never retries."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *options],
-        env={**environment(), "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
+    variables = {**environment(), "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"}
+    done = run_forked(module, options, [variables], ROOT, 800)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

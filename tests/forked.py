@@ -1,0 +1,83 @@
+"""Starts programs as processes that are forked from one that has loaded torch, which else takes most of a short run."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+PRELOADED = [
+    "pytest",
+    "hypothesis",
+    "torch._dynamo",
+    "tests.forked",
+    "tests.ranks",
+    "tests.attacks.bounded",
+    "app.train",
+]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+def run_forked(
+    module: str, arguments: Sequence[str], environments: Sequence[dict[str, str]], folder: Path, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """``python -m module`` in each of these environments, to the end of all; the first to fail ends the others.
+
+    Returns:
+        The code of the first that failed, or 0, and what all of them printed.
+
+    Raises:
+        subprocess.TimeoutExpired: they did not end within ``timeout`` seconds.
+    """
+    with tempfile.TemporaryDirectory() as logs:
+        out, err = Path(logs, "out"), Path(logs, "err")
+        processes: list[BaseProcess] = []
+        for environment in environments:
+            processes.append(CONTEXT.Process(target=_main, args=(module, arguments, environment, folder, out, err)))
+            processes[-1].start()
+        try:
+            code = _wait(processes, time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        if code is None:
+            raise subprocess.TimeoutExpired([module, *arguments], timeout, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess([module, *arguments], code, out.read_text(), err.read_text())
+
+
+def _wait(processes: list[BaseProcess], deadline: float) -> int | None:
+    while time.monotonic() < deadline:
+        codes = [process.exitcode for process in processes]
+        if failed := [code for code in codes if code]:
+            return failed[0]
+        if None not in codes:
+            return 0
+        time.sleep(0.02)
+    return None
+
+
+def _main(
+    module: str, arguments: Sequence[str], environment: dict[str, str], folder: Path, out: Path, err: Path
+) -> None:
+    os.environ.clear()  # that of the server is as old as the server
+    os.environ.update(environment)
+    os.chdir(folder)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.argv[1:] = arguments
+    sys.modules.pop(module, None)  # the server has loaded it, and it runs anew
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        sys.stdout.flush()
+        atexit._run_exitfuncs()
