@@ -28,7 +28,7 @@ demo: install ## the whole job on real faces: bucket, two elastic nodes, checkpo
 
 test: install ## all tests: those that start whole jobs first, then the quick ones, then those that need the machine to themselves
 	$(PYTEST) $(AT_ONCE) -m 'not alone'
-	$(PYTEST) -m alone
+	$(PYTEST) -m alone $$(grep -rl --include=*.py mark.alone tests)  # to collect all others takes as long
 
 test-quick: install ## the tests that take seconds
 	$(PYTEST) $(AT_ONCE) -m 'not slow and not interop'
