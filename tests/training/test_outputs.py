@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from app import storage
 from app.config.recipe import OutputConfig, Recipe
 from app.device import detect_device
 from app.observe.progress import Speed
 from app.parsing import parse_json_object
-from app.run_folder import load_model
+from app.run_folder import load_model, save_model
 from app.training.build import make_trainer
 from app.training.finish import final_lines
 from app.training.loop import Loop
 from app.training.plan import ElasticPlan
+from app.weights import ModelError
 from app.world import World
 from tests.jobs import train, write_faces
 from tests.training.test_trainer import CLASSES, RECIPE
@@ -45,6 +48,50 @@ def test_model_pt_is_written_after_epochs(tmp_path: Path) -> None:
     broken = replace(recipe, output=OutputConfig(url=str(tmp_path / "file")))
     with pytest.warns(UserWarning, match=r"model\.pt of step 10 could not be written"):
         loop_at(broken, 10)._keep_model()
+
+
+def test_weights_and_description_belong_together_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, output=OutputConfig(url=str(tmp_path)))
+    url, whole, seen = str(tmp_path / "run"), storage.write_bytes, list[tuple[int, float]]()
+
+    def save(step: int, *, dies_after: int = 9) -> None:
+        backbone = loop_at(recipe, step).trainer.backbone
+        with torch.no_grad():
+            next(backbone.parameters()).fill_(float(step))
+        done = [0]
+
+        def write(url_: str, data: bytes) -> bool:
+            if done[0] == dies_after:
+                raise KeyboardInterrupt
+            done[0] += 1
+            result = whole(url_, data)
+            if step > 1:  # before that there is nothing whole to be read
+                model, about = load_model(url)
+                seen.append((about["step"], next(model.parameters()).flatten()[0].item()))
+                assert "before" not in about
+            return result
+
+        monkeypatch.setattr(storage, "write_bytes", write)
+        save_model(url, backbone, recipe, step)
+
+    save(1)
+    save(2)
+    assert seen == [(1, 1.0), (2, 2.0)]
+    with pytest.raises(KeyboardInterrupt):
+        save(3, dies_after=1)
+    assert seen[2:] == [(2, 2.0)]
+    save(4)
+    assert seen[3:] == [(2, 2.0), (4, 4.0)]
+    before = json.loads((tmp_path / "run" / "model.json").read_text())["before"]
+    assert [said["step"] for said in before] == [3, 2, 1]
+    (tmp_path / "run" / "model.pt").write_bytes(b"another's")
+    with pytest.raises(ModelError, match="damaged or replaced"):
+        load_model(url)
+    monkeypatch.undo()
+    save_model(url, loop_at(recipe, 5).trainer.backbone, recipe, 5)
+    assert load_model(url)[1]["step"] == 5
 
 
 def test_the_last_lines_are_those_of_the_ascend_scripts() -> None:
