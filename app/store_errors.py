@@ -235,6 +235,8 @@ def _meaning_of_class(error: BaseException, classes: dict[str, Meaning]) -> Mean
         return _BROKEN
     if isinstance(error, FileNotFoundError):
         return MEANINGS["NoSuchKey"]
+    if isinstance(error, FileExistsError) and error.filename:
+        return Meaning("a file stands where a folder must be; take it away, or take another place")
     if isinstance(error, NotADirectoryError):
         return _NO_FOLDER
     if isinstance(error, IsADirectoryError):

@@ -175,6 +175,7 @@ class Response:
         (OSError(errno.EIO, "Input/output error", "/mnt/x"), True, ""),
         (OSError(errno.EHOSTUNREACH, "No route to host"), True, "unreachable"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), False, ""),
+        (FileExistsError(errno.EEXIST, "File exists", "/x/checkpoints"), False, ""),
         (OSError(errno.EROFS, "Read-only file system", "/x"), False, "denied"),
     ],
 )

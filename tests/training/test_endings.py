@@ -126,15 +126,15 @@ def test_a_signal_cuts_a_verification_short_and_its_figures_do_not_count(bench: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("program", "words"),
+    ("program", "seconds", "words"),
     [
-        (r"raise RuntimeError('no such kernel\nof many lines')", "RuntimeError: no such kernel of many lines"),
-        ("import os; os.abort()", "the exporter was ended by signal 6"),
-        ("import ctypes; ctypes.PyDLL(None).pause()", "the exporter did not end in 15 s"),  # no other thread runs
+        (r"raise RuntimeError('no such kernel\nof many lines')", 120, "RuntimeError: no such kernel of many lines"),
+        ("import os; os.abort()", 120, "the exporter was ended by signal 6"),
+        ("import ctypes; ctypes.PyDLL(None).pause()", 15, "the exporter did not end in 15 s"),  # no other thread runs
     ],
 )
 def test_an_exporter_that_fails_in_any_way_loses_nothing_of_a_finished_run(
-    tmp_path: Path, program: str, words: str
+    tmp_path: Path, program: str, seconds: int, words: str
 ) -> None:
     write_faces(str(tmp_path / "data"))
     (tmp_path / "broken").mkdir()
@@ -143,7 +143,7 @@ def test_an_exporter_that_fails_in_any_way_loses_nothing_of_a_finished_run(
     variables["PYTHONPATH"] = f"{tmp_path / 'broken'}:{variables['PYTHONPATH']}"
     options = ("--data.url", str(tmp_path / "data"), "--output.url", str(tmp_path), "--train.last-step", "2")
     done = subprocess.run(
-        [sys.executable, "-m", "app.train", *SMALL, *options, "--train.step-timeout", "15"],
+        [sys.executable, "-m", "app.train", *SMALL, *options, "--train.step-timeout", str(seconds)],
         env=variables,
         cwd=ROOT,
         capture_output=True,
