@@ -112,8 +112,10 @@ class ChunkCache:
             if look:
                 self._trim()
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            self._stop(error)
+            with contextlib.suppress(OSError):  # of a disk that turned read-only, or a folder that is none any more
+                temporary.unlink()
+            if not isinstance(error, FileNotFoundError):  # somebody clears the folder: the next chunk makes it anew
+                self._stop(error)
 
     def _stop(self, error: OSError) -> None:
         if self._working:

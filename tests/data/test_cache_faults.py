@@ -3,7 +3,9 @@ a disk that takes no more and other datasets leave."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +159,43 @@ def test_several_processes_and_datasets_share_a_folder_that_holds_less_than_they
         assert [result(child)[0] for child in children] == [digest for digest in expected for _ in (1, 2)]
     for folder, digest in zip(folders, expected, strict=True):
         assert read_all(folder, cache) == (digest, 0)
+
+
+@pytest.mark.parametrize("then", ["nothing", "a file", "removed again and again"])
+def test_a_folder_that_goes_away_while_it_is_used_costs_the_cache_and_not_the_run(tmp_path: Path, then: str) -> None:
+    folder, cache = str(tmp_path / "set"), tmp_path / "cache"
+    expected = write_noise(folder, records=8)
+    child = start(folder, cache, pause=0.05)
+    assert child.stdout is not None
+    for record in range(8):
+        child.stdout.readline()
+        if record == 2 or (record > 2 and then == "removed again and again"):
+            shutil.rmtree(cache, ignore_errors=True)
+            if then == "a file":
+                cache.write_bytes(b"")
+    digest, _, said = result(child)
+    assert digest == expected
+    assert ("keeps nothing more" in said) == (then == "a file")
+    if then == "nothing":
+        digest, read = read_all(folder, cache)
+        assert digest == expected
+        assert read < storage.info(storage.join(folder, "train.rec")).size  # what came later was kept
+
+
+def test_a_disk_that_turns_read_only_costs_the_cache_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel leaves a file system whose disk fails: what is half written cannot be removed either."""
+    folder, cache = str(tmp_path / "set"), tmp_path / "cache"
+    expected = write_noise(folder, records=4)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "replace", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.warns(UserWarning, match=r"keeps nothing more.*Read-only"):
+        assert read_all(folder, cache)[0] == expected
 
 
 def test_a_new_upload_is_not_served_from_the_cache_of_the_old(bucket_url: str, tmp_path: Path) -> None:
