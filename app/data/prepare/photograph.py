@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from app.data.decode import FREE_PIXELS, MAX_PIXELS, PIXELS_PER_BYTE, check_scans, decode_image, encode_jpeg
+from app.data.decode import (
+    FREE_PIXELS,
+    MAX_PIXELS,
+    PIXELS_PER_BYTE,
+    check_scans,
+    decode_image,
+    decode_leniently,
+    encode_jpeg,
+)
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.foreign import describe_bytes
 from app.data.recordio import RecordError
@@ -63,6 +71,7 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
         raise PhotographError("unreadable", "an empty file")
     try:
         check_scans(data)
+        data = _with_end(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(*image.size, len(data))
             if image.format == "TIFF":  # its tiles may be larger than the picture
@@ -80,6 +89,17 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
         raise PhotographError("unreadable", describe_bytes(data, FORMATS)) from None
     except Exception as error:  # Pillow's plugins raise whatever their parser meets
         raise PhotographError("unreadable", f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _with_end(data: bytes) -> bytes:
+    """A JPEG that lacks nothing but its last two bytes, as some programs and downloads leave it, with these."""
+    end = b"\xff\xd9"
+    if data[:2] != b"\xff\xd8" or data.rfind(end) > data.rfind(b"\xff\xda"):  # an end behind the last scan
+        return data
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        if image.mode == "CMYK":  # decoded by Pillow alone, which does not tell that more is missing
+            return data
+    return data if decode_leniently(data + end)[1] else data + end
 
 
 def _check_pixels(width: int, height: int, size: int) -> None:

@@ -165,6 +165,19 @@ def test_what_is_no_picture_says_so(data: bytes, message: str) -> None:
         open_photograph(data)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_without_its_last_two_bytes_is_whole_and_one_without_more_is_not(
+    mode: str, options: dict[str, bool]
+) -> None:
+    data = encode(WIDE.convert(mode), "JPEG", quality=95, **options)
+    for cut in (1, 2):
+        assert difference(open_photograph(data[:-cut]), open_photograph(data)) == 0
+    for cut in (6, 20, 100, len(data) // 2):
+        with pytest.raises(PhotographError, match=r"unreadable: .*truncated"):
+            open_photograph(data[:-cut])
+
+
 @pytest.mark.filterwarnings("ignore:Image size")
 def test_a_huge_picture_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(PhotographError, match="too large: 12000 x 12000 pixels"):
