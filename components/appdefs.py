@@ -32,6 +32,7 @@ _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
 _LEAVE_SECONDS = 20
 _MOST_PROCESSES = 256  # a node without devices
 _LEAST_MEMORY_MB = 256
+_FIRST_PORT = 1024  # those below are root's
 _MOST_SECONDS = 2**31 - 1  # Volcano counts them in 32 bits
 METRICS_PORT = 9400
 TTL_SECONDS = 7 * 24 * 3600  # finished jobs are kept a week, for torchx status and log
@@ -111,7 +112,7 @@ def _profile(hardware: str) -> HardwareProfile:
 
 def _check_numbers(job: TrainJob) -> None:
     check_number("--max_restarts", job.max_restarts, 0)
-    check_number("--rdzv_port", job.rdzv_port, 1, 65535)
+    check_number("--rdzv_port", job.rdzv_port, _FIRST_PORT, 65535)
     check_number("--ttl_seconds", job.ttl_seconds, 0, _MOST_SECONDS)
     if job.rdzv_port == METRICS_PORT:
         raise ComponentError(f"--rdzv_port {METRICS_PORT} is that of the metrics: take another")
@@ -233,8 +234,8 @@ def _single_role_app(
 
 
 def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource:
-    devices = {profile.resource: profile.devices} if profile.resource else {}
-    return specs.Resource(cpu=cpu or profile.cpu, gpu=0, memMB=mem_mb or profile.memory_mb, devices=devices)
+    gpus, devices = profile.as_torchx()
+    return specs.Resource(cpu=cpu or profile.cpu, gpu=gpus, memMB=mem_mb or profile.memory_mb, devices=devices)
 
 
 def ask_app(app_args: list[str], most: int) -> None:

@@ -64,6 +64,12 @@ class HardwareProfile:
     device_memory_mb: int = 0
     device_counts: tuple[int, ...] = ()
 
+    def as_torchx(self) -> tuple[int, dict[str, int]]:
+        """``gpu`` and ``devices`` of TorchX's ``Resource``; its Docker scheduler knows the first only."""
+        if self.resource == "nvidia.com/gpu":
+            return self.devices, {}
+        return 0, {self.resource: self.devices} if self.resource else {}
+
     def check_devices(self, count: int) -> None:
         """Refuse a number of devices that a pod would wait for in vain.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from torchx.schedulers import docker_scheduler
 from torchx.schedulers.kubernetes_scheduler import Opts
 from torchx.schedulers.local_scheduler import Opts as LocalOpts
 from torchx.specs import AppDef, Role
@@ -76,3 +78,21 @@ def test_local_jobs_use_the_python_that_runs_torchx_not_the_first_in_the_path() 
     for replicas in request.role_params.values():
         assert {replica.args[0] for replica in replicas} == {sys.executable}
     assert {role.entrypoint for role in app.roles} == {"python"}
+
+
+def test_a_job_that_no_api_server_stores_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "long.toml"
+    recipe.write_text(f'[data]\nurl = "s3://b/{"x" * 8000}"\n')
+    with pytest.raises(
+        ClusterError, match=r"the job takes 2\.\d MB, and API servers store 1\.5 MB: name the recipe by"
+    ):
+        pods(build("arcface_dist", hardware="cpu", nnodes="256", recipe=str(recipe)))
+    assert len(pods(build("arcface_dist", nnodes="256", recipe="glint360k_r100"))) == 257
+
+
+def test_a_container_on_a_machine_with_gpus_gets_them() -> None:
+    app = build("arcface_dist", hardware="nvidia", nnodes="1", recipe="orl")
+    request = docker_scheduler.create_scheduler("test").submit_dryrun(app, {"copy_env": None}).request
+    (trainer,) = [c.kwargs for c in request.containers if "app.elastic.launch" in c.command]
+    (wanted,) = trainer["device_requests"]
+    assert wanted["Count"] == 8

@@ -29,8 +29,8 @@ def _load_hardware() -> ModuleType | None:
 def _register(hardware: Any, name: str) -> None:
     def resource() -> Resource:
         profile = hardware.load_profile(name)
-        devices = {profile.resource: profile.devices} if profile.resource else {}
-        return Resource(cpu=profile.cpu, gpu=0, memMB=profile.memory_mb, devices=devices)
+        gpus, devices = profile.as_torchx()
+        return Resource(cpu=profile.cpu, gpu=gpus, memMB=profile.memory_mb, devices=devices)
 
     resource.__name__ = "arcface_" + name.replace("-", "_")
     resource.__doc__ = f"One whole node of the hardware profile {name}."

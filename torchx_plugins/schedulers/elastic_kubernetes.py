@@ -8,6 +8,7 @@ their jobs then do not end while an extra elastic replica is pending, and are no
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,7 @@ from torchx_plugins.schedulers._run_key import RunKey
 
 _GROUP = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 MAX_NAME = 63
+MAX_BYTES = 1_500_000  # etcd's default limit of a request
 
 T = TypeVar("T")
 
@@ -43,6 +45,7 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         name_namespace(resource, cfg.namespace or "default")
         keep_dollars(app, resource)
         check_names(resource)
+        check_size(resource)
         if cfg.validate_spec:
             try:
                 self.validate(resource, cfg, strict=False)
@@ -231,6 +234,22 @@ def check_names(resource: dict[str, Any]) -> None:
             raise ClusterError(
                 f"the pod name {name!r} has {len(name)} characters, {MAX_NAME} are allowed: shorten --name"
             )
+
+
+def check_size(resource: dict[str, Any]) -> None:
+    """Refuse a job that no API server stores: each node is a task, with the recipe's options in it.
+
+    Raises:
+        ClusterError: it is larger than ``MAX_BYTES``.
+    """
+    from kubernetes.client import ApiClient
+
+    size = len(json.dumps(ApiClient().sanitize_for_serialization(resource)))
+    if size > MAX_BYTES:
+        raise ClusterError(
+            f"the job takes {size / 1e6:.1f} MB, and API servers store {MAX_BYTES / 1e6:.1f} MB: name the recipe by "
+            "its URL, shorten --env, or take fewer nodes"
+        )
 
 
 def _needed(source: Any) -> bool:
