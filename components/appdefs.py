@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from typing import Any
 
 from torchx import specs
 from torchx.specs import macros
@@ -56,8 +58,7 @@ def train_app(job: TrainJob) -> specs.AppDef:
     if not job.data and not names_data(job.recipe, recipe):
         raise ComponentError("no --data: URL of the folder with train.rec and train.idx; .torchxconfig may set it")
     app_args = [*recipe, "--name", run_name, *job.app_args]
-    if job.app_args or "--recipe" not in app_args:
-        ask_app(app_args, most * processes)
+    asked = ask_app(app_args, most * processes) if job.app_args or "--recipe" not in app_args else {}
     rendezvous = _rendezvous(job)
     trainer = specs.Role(
         name="trainer",
@@ -88,6 +89,7 @@ def train_app(job: TrainJob) -> specs.AppDef:
         restart_policy="OnFailure",
         preemptible=job.preemptible,
         spread=True,
+        cache_gb=_cache_gb(asked),
     )
     overlay_elastic_job(rendezvous, trainer, least_pods=1 + least, ttl_seconds=job.ttl_seconds)
     return specs.AppDef(name=job_name(run_name), roles=[rendezvous, trainer])
@@ -238,18 +240,26 @@ def _resource(profile: HardwareProfile, cpu: int, mem_mb: int) -> specs.Resource
     return specs.Resource(cpu=cpu or profile.cpu, gpu=gpus, memMB=mem_mb or profile.memory_mb, devices=devices)
 
 
-def ask_app(app_args: list[str], most: int) -> None:
-    """Let the app look at its options.
+def _cache_gb(recipe: dict[str, Any]) -> int:
+    """What the node's disk keeps of the dataset beside the rest of /tmp, GiB."""
+    data = recipe.get("data", {})
+    return math.ceil(data["cache_gb"]) if data.get("cache") else 0
+
+
+def ask_app(app_args: list[str], most: int) -> dict[str, Any]:
+    """Let the app look at its options; returns the recipe as tables, empty where nobody can be asked.
 
     Raises:
         ComponentError: it refuses one, or fewer logical workers were chosen than the largest world has processes.
     """
     try:
-        chosen = settings(app_args)["train"]["logical_workers"]
+        recipe = settings(app_args)
     except AppMissing:
-        return  # a submitter may have nothing but TorchX; preflight says that nobody looked
+        return {}  # a submitter may have nothing but TorchX; preflight says that nobody looked
+    chosen = recipe["train"]["logical_workers"]
     if 0 < chosen < most:
         raise ComponentError(f"--train.logical-workers {chosen} cannot feed {most} processes: each needs one")
+    return recipe
 
 
 def _check_command(module: str, arguments: list[str]) -> None:

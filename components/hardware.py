@@ -127,7 +127,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     try:
         own = tomllib.loads(path.read_bytes().decode())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HardwareError(f"--hardware {path}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise HardwareError(f"--hardware {path}: not a profile that can be read: {why}") from error
     base = own.pop("base", "")
     if not isinstance(base, str) or base not in profile_names():
         raise HardwareError(f"--hardware {path}: base = {base!r} must be one of {', '.join(profile_names())}")

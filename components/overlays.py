@@ -13,6 +13,8 @@ USER_ID = 1000  # HwHiAiUser in the npu image, who owns the device nodes
 
 CA_FOLDER = "/etc/arcface/ca"  # AWS_CA_BUNDLE=/etc/arcface/ca/ca.crt in the Secret points to its own key ca.crt
 
+_TMP_GB = 20  # of temporary files, without a dataset's cache
+
 # Pod Security level "restricted".
 _CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -65,6 +67,7 @@ def overlay_pod(
     preemptible: bool = False,
     spread: bool = False,
     key_secret: str = "",
+    cache_gb: int = 0,
 ) -> specs.Role:
     """Attach the overlay to a role and return it.
 
@@ -74,8 +77,9 @@ def overlay_pod(
         preemptible: whether Volcano may take the pods away for a queue with a better claim.
         spread: prefer nodes of their own for the replicas of this role.
         key_secret: Secret with ARCFACE_RDZV_TOKEN, the key of the rendezvous; pods start without it too.
+        cache_gb: GiB of the dataset that /tmp keeps; a pod whose /tmp grows beyond its size is evicted.
     """
-    spec = _pod_spec(role, secret, key_secret, profile, grace_seconds, shm_mb, restart_policy)
+    spec = _pod_spec(role, secret, key_secret, profile, grace_seconds, shm_mb, restart_policy, _TMP_GB + cache_gb)
     if service_account:
         spec["serviceAccountName"] = service_account
     if profile is not None:
@@ -95,6 +99,7 @@ def _pod_spec(
     grace_seconds: int,
     shm_mb: int,
     restart_policy: str,
+    tmp_gb: int,
 ) -> dict[str, Any]:
     """What every pod of a job has, whatever runs in it."""
     host_paths = profile.host_paths if profile is not None else ()
@@ -125,7 +130,7 @@ def _pod_spec(
         }],
         PUT("volumes"): [
             {"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_mb}Mi"}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": f"{tmp_gb}Gi"}},
             *([_authority(secret)] if secret else []),
             *({"name": f"host-{number}", "hostPath": {"path": path}} for number, path in enumerate(host_paths)),
         ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from torchx.schedulers import docker_scheduler
+from torchx.schedulers.docker_scheduler import Opts as DockerOpts
 from torchx.schedulers.kubernetes_scheduler import Opts
 from torchx.schedulers.local_scheduler import Opts as LocalOpts
 from torchx.specs import AppDef, Role
@@ -92,7 +93,24 @@ def test_a_job_that_no_api_server_stores_is_refused(tmp_path: Path) -> None:
 
 def test_a_container_on_a_machine_with_gpus_gets_them() -> None:
     app = build("arcface_dist", hardware="nvidia", nnodes="1", recipe="orl")
-    request = docker_scheduler.create_scheduler("test").submit_dryrun(app, {"copy_env": None}).request
+    request = docker_scheduler.create_scheduler("test").submit_dryrun(app, DockerOpts()).request
     (trainer,) = [c.kwargs for c in request.containers if "app.elastic.launch" in c.command]
     (wanted,) = trainer["device_requests"]
     assert wanted["Count"] == 8
+
+
+def test_a_cache_of_the_dataset_has_room_and_a_place_where_pods_may_write() -> None:
+    def job(*words: str) -> Any:
+        app = build("arcface_dist", *words, hardware="cpu", nnodes="1", recipe="orl", output="s3://runs")
+        return create_scheduler("test").submit_dryrun(app, Opts(**OPTIONS)).request.resource
+
+    def room(resource: Any) -> str:
+        (tmp,) = [v for v in resource["spec"]["tasks"][1]["template"].spec.volumes if v.name == "tmp"]
+        return str(tmp.empty_dir.size_limit)
+
+    assert room(job()) == "20Gi"
+    cached = job("--data.cache", "/tmp/cache", "--data.cache-gb=150.5")
+    assert room(cached) == "171Gi"
+    check_places(cached)
+    with pytest.raises(ClusterError, match=r"--data\.cache /cache: a pod may write below /tmp only"):
+        check_places(job("--data.cache", "/cache"))

@@ -94,6 +94,8 @@ def check_places(resource: dict[str, Any]) -> None:
             for position, word in enumerate(command):
                 option, equals, rest = word.partition("=")
                 value = rest if equals else "".join(command[position + 1 : position + 2])
+                if option == "--data.cache" and not f"{value}/".startswith("/tmp/"):
+                    raise ClusterError(f"{option} {value}: a pod may write below /tmp only, as in /tmp/cache")
                 places = [part.strip() for part in value.split(",")]  # datasets may be several
                 local = any(map(_is_local, places))
                 if option.replace("_", "-") in _PLACES and local:
