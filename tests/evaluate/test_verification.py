@@ -59,6 +59,20 @@ def test_shares_of_any_number_of_ranks_make_the_whole(tmp_path: Path, world: int
 
 
 @pytest.mark.slow
+def test_the_threshold_as_a_cosine_judges_pairs_as_the_one_of_distances_does(tmp_path: Path) -> None:
+    url = str(tmp_path / "noise.bin")
+    write_set(url)
+    found = verify(0, 1, url)
+    pairs = load_set(url)
+    images = pairs.decode(0, 2 * PAIRS, 32)
+    embedded = embed(images).astype(np.float64) + embed(np.ascontiguousarray(images[..., ::-1]))
+    unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
+    cosines = (unit[0::2] * unit[1::2]).sum(axis=1)
+    summary = found.summary()
+    assert 0 < (found.distances < summary["threshold"]).sum() < PAIRS
+    assert ((cosines > summary["threshold_cosine"]) == (found.distances < summary["threshold"])).all()
+
+
 def test_verification_in_training_keeps_the_highest_and_the_best(tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     write_faces(data)
