@@ -350,7 +350,7 @@ def parse_nodes(text: str) -> tuple[int, int]:
 def report(recipe: Recipe, layout: Layout, node: Node, rate: float) -> str:
     """The parts of one process in MiB, and the figures of the run."""
     needs = predict(recipe, layout.processes, layout.most, on_device=node.device_mb > 0)
-    lines = [f"{recipe.name} on {layout.processes} processes, MiB a process:"]
+    lines = [f"{recipe.name} on {layout.processes} process{'es' * (layout.processes > 1)}, MiB a process:"]
     for title, parts in (
         ("kept", needs.kept),
         ("backward", needs.backward),

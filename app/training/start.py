@@ -176,8 +176,9 @@ def say_start(loop: Loop, before: RunState | None) -> None:
         storage.write_bytes(storage.join(run_url(recipe), "recipe.toml"), to_toml(recipe).encode())
         loop.events.add_text("recipe", to_toml(recipe))
     start = f"from step {loop.step}" if before else "from the beginning"
+    processes = f"{world.size} process{'es' * (world.size > 1)}"
     loop.progress.say(
-        f"{recipe.name}: {start} of {loop.total_steps}, {world.size} processes on {world.device.kind} for "
+        f"{recipe.name}: {start} of {loop.total_steps}, {processes} on {world.device.kind} for "
         f"{plan.logical_workers} logical workers x {recipe.train.batch_size}, attempt {world.attempt}"
         + (f"; changed since the last start: {'; '.join(changed)}" if changed else "")
     )
