@@ -30,6 +30,7 @@ _VERDICT_KEY = "arcface/verdict"
 _STARTS_KEY = "arcface/starts"
 _DONE = "done"
 _POLL_SECONDS = 1.0
+_SWEEP_SECONDS = 5.0
 _REPORT_SECONDS = 120.0  # so long a finished job waits for a fresh rendezvous process to tell
 _MOST_MESSAGE = 4000  # bytes, or characters
 
@@ -69,6 +70,7 @@ def serve(port: int, rdzv_id: str, *, idle_timeout: float, linger: float, listen
         print("warning: rendezvous: no ARCFACE_RDZV_TOKEN: whoever reaches the port can end this job", file=sys.stderr)
     state_key = f"torch.rendezvous.{rdzv_id}"
     last_state, last_change = b"", time.monotonic()
+    suspects, swept = set[str](), time.monotonic()
     while True:
         if (verdict := signed.look(_VERDICT_KEY)) is not None:
             text = printable(verdict[:_MOST_MESSAGE].decode(errors="replace"))
@@ -81,6 +83,8 @@ def serve(port: int, rdzv_id: str, *, idle_timeout: float, linger: float, listen
             return EXIT_BAD_INPUT
         state = signed.look(state_key) or b""
         now = time.monotonic()
+        if now - swept > _SWEEP_SECONDS:
+            suspects, swept = signed.sweep(suspects), now
         if state != last_state:
             last_state, last_change = state, now
         if now - last_change > idle_timeout:

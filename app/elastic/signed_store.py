@@ -4,7 +4,8 @@ Anyone who reaches torch's store may read and write it, and torch unpickles the 
 carries an HMAC-SHA256 over its key and itself; one that does not prove itself is replaced by the last that did, or
 removed, before anybody looks into it.
 
-Counters (``add``) stay plain numbers, and nothing is encrypted: see THREATS.md.
+Counters (``add``) stay plain numbers, and nothing is encrypted: see THREATS.md. torch takes no value beyond 8 MiB; the
+rendezvous process sweeps what strangers leave.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +30,9 @@ from app.errors import AppError
 _TOKEN, _TOKEN_FILE = "ARCFACE_RDZV_TOKEN", "ARCFACE_RDZV_TOKEN_FILE"
 _MAC_BYTES = 32
 _POLL_SECONDS = 0.1
+_NOTHING = "arcface: nothing"  # no member's value: those are signed, or counters
+_COUNTER = re.compile(rb"-?\d{1,20}")
+_LONGEST_KEY = 1000  # characters
 
 
 class RunKeyError(AppError):
@@ -116,15 +121,36 @@ class SignedStore(Store):
 
     def look(self, key: str) -> bytes | None:
         """The proven value of a key, None where there is none; does not wait."""
-        if not self.inner.check([key]):
+        if (raw := self._peek(key)) is None:
             return None
-        raw = self.inner.get(key)
         value = self._open(key, raw)
         if value is None:
             self._mend(key, raw)
             if key in self._last:
                 return self._open(key, self._last[key].encode())
         return value
+
+    def _peek(self, key: str) -> bytes | None:
+        """What is stored, in one request: between two, a stranger may delete it, and torch's ``get`` would wait."""
+        raw = self.inner.compare_set(key, _NOTHING, _NOTHING)
+        return None if raw == _NOTHING.encode() else raw
+
+    def sweep(self, suspects: set[str]) -> set[str]:
+        """Throw away values that no member wrote: those that ``suspects`` names and that still do not prove themselves.
+
+        Returns the suspects for the next time. A member may be about to replace what a stranger wrote: nothing is
+        thrown away at first sight. Counters, which are not signed, stay.
+        """
+        found = set()
+        for key in self.inner.list_keys():
+            raw = b"" if len(key) > _LONGEST_KEY else self._peek(key)
+            if raw is None or _COUNTER.fullmatch(raw) or (raw and self._open(key, raw) is not None):
+                continue
+            if key in suspects:
+                self.inner.delete_key(key)
+            else:
+                found.add(key)
+        return found
 
     def _mend(self, key: str, raw: bytes) -> None:
         if key in self._last:
@@ -141,7 +167,8 @@ class SignedStore(Store):
     def get(self, key: str) -> bytes:
         while True:
             self.wait([key])
-            raw = self.inner.get(key)
+            if (raw := self._peek(key)) is None:
+                continue
             if (value := self._open(key, raw)) is not None:
                 return value
             self._mend(key, raw)

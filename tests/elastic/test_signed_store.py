@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from base64 import b64encode
 from datetime import timedelta
@@ -177,6 +178,43 @@ def test_what_is_cut_off_changed_or_of_another_key_is_no_value(server: TCPStore)
     server.set("a", sound)
     assert server.get("a").decode() == sound
     assert member(server).look("a") == b"1"
+
+
+def test_what_strangers_leave_is_swept_and_what_members_wrote_stays(server: TCPStore) -> None:
+    first, sweeper = member(server), member(server)
+    first.set("a", "1")
+    PrefixStore("round", first).set("b", "2")
+    first.add("count", -3)
+    server.set("junk", "x" * (7 << 20))
+    server.set("a name" * 1000, "1")
+    server.set("a", "evil")
+    assert server.get("a") == b"evil"  # the server has it: set does not wait
+    suspects = sweeper.sweep(set())
+    assert server.num_keys() >= 5  # nothing at first sight: a member may be about to mend it
+    first.set("a", "1")
+    assert first.get("a") == b"1"
+    assert sweeper.sweep(suspects) == set()
+    assert sorted(server.list_keys()) == ["a", "count", "round/b"]
+    assert sweeper.look("a") == b"1"
+
+
+def test_a_value_that_is_deleted_at_any_moment_holds_nobody_up(server: TCPStore) -> None:
+    first, ended, seen = member(server), threading.Event(), set[bytes | None]()
+
+    def delete_again_and_again() -> None:
+        while not ended.is_set():
+            first.set("a", "1")
+            server.delete_key("a")
+
+    stranger = threading.Thread(target=delete_again_and_again)
+    stranger.start()
+    try:
+        reader = member(server)  # torch's get would wait for two seconds and raise
+        seen = {reader.look("a") for _ in range(3000)}
+    finally:
+        ended.set()
+        stranger.join()
+    assert seen == {b"1", None}
 
 
 def test_connections_that_say_nothing_or_nonsense_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
