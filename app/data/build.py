@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import warnings
 from collections import Counter
@@ -58,15 +59,21 @@ def _split_urls(text: str) -> list[str]:
     if not urls:
         raise SourceError("data.url names no folder")
     plain = [url.rstrip("/") for url in urls]
-    for url in plain:
+    places = [_place(url) for url in plain]
+    for url, place in zip(plain, places, strict=True):
         if url == SYNTHETIC:
             raise SourceError("data.url: synthetic data cannot be joined with others")
-        if plain.count(url) > 1:
+        if places.count(place) > 1:
             raise SourceError(
                 f"data.url names {storage.redact(url)} twice, and its people would be two classes each: name it once; "
                 "data.weights says how often an epoch trains it"
             )
     return urls
+
+
+def _place(url: str) -> str:
+    """The same for two spellings of one local folder, and for a link to it."""
+    return url if "://" in url.removeprefix("file://") else os.path.realpath(url.removeprefix("file://"))
 
 
 def _open_one(url: str, data: DataConfig, *, alone: bool) -> Source:

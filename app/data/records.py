@@ -15,7 +15,7 @@ from app.data.identities import classes_without_image
 from app.data.label_list import open_labels
 from app.data.node_arrays import node_folder
 from app.data.reader import RecordReader
-from app.data.recordio import unpack_plain_image
+from app.data.recordio import EXACT, RecordError, unpack_plain_image
 from app.data.source import Sample
 
 
@@ -56,6 +56,11 @@ class RecordSource:
             listed = open_labels(labels, dataset.keys, dataset.tag, folder=node_folder())
             self._labels, self.num_classes = listed.labels, listed.num_classes
             self.tag += "-" + listed.hash[:16]
+        elif self.num_classes > EXACT:
+            raise RecordError(
+                f"{storage.redact(self.url)}: {self.num_classes} classes, but the labels in records are float32, which "
+                f"holds no odd number above {EXACT}: two people would be one. Name a list of labels in data.labels"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -129,6 +129,17 @@ def test_a_label_that_is_no_class_ends_the_run_and_names_its_record(tmp_path: Pa
         labels_of(tmp_path)
 
 
+def test_more_classes_than_a_records_label_can_tell_need_a_list(tmp_path: Path) -> None:
+    write_plain(tmp_path, [0.0, 1.0, 2.0**24])
+    (tmp_path / "property").write_text(f"{2**24 + 1},32,32")
+    with pytest.raises(AppError, match=r"train\.rec: 16777217 classes, .*float32.*data\.labels"):
+        open_source(DataConfig(url=str(tmp_path)), 0)
+    (tmp_path / "property").write_text(f"{2**24},32,32")
+    assert len(open_source(DataConfig(url=str(tmp_path)), 0)) == 3
+    (tmp_path / "x.lst").write_text(f"1\t0\n2\t{2**24 - 1}\n3\t{2**24 + 1}\n")
+    assert open_source(DataConfig(url=str(tmp_path), labels="x.lst"), 0).num_classes == 2**24 + 2
+
+
 @pytest.mark.parametrize("text", ["2", "2,32", "\ufeff2,32,32", "2,32,32\r\n"])
 def test_property_files_that_say_two(tmp_path: Path, text: str) -> None:
     write_plain(tmp_path, [0.0, 1.0] * 2)
@@ -290,12 +301,22 @@ def test_weights_far_apart_are_told_and_others_hold(three: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("{a},{a}/", "twice"), (" , ", "names no folder"), ("{a},synthetic", "cannot be joined"), ("", "no dataset")],
+    [
+        ("{a},{a}/", "twice"),
+        ("{a},{a}/../{name}", "twice"),
+        ("file://{a},{a}", "twice"),
+        ("{a},{link}", "twice"),
+        (" , ", "names no folder"),
+        ("{a},synthetic", "cannot be joined"),
+        ("", "no dataset"),
+    ],
 )
 def test_urls_that_cannot_be_joined(tmp_path: Path, url: str, message: str) -> None:
-    write_faces(str(tmp_path), classes=2, per_class=2)
+    write_faces(str(tmp_path / "set"), classes=2, per_class=2)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    names = {"a": tmp_path / "set", "name": "set", "link": tmp_path / "link"}
     with pytest.raises(AppError, match=message):
-        open_source(DataConfig(url=url.format(a=tmp_path)), 0)
+        open_source(DataConfig(url=url.format(**names)), 0)
 
 
 @pytest.mark.parametrize(
