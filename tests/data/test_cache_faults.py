@@ -125,11 +125,11 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_believed(tmp_path: Path
     folder, cache = str(tmp_path / "set"), tmp_path / "cache"
     expected = write_noise(folder)
     for records in (1, 3, 6, 9):
-        child = start(folder, cache, pause=0.02)
+        child = start(folder, cache, pause=0.1)
         assert child.stdout is not None
         for _ in range(records):
             child.stdout.readline()
-        time.sleep(0.02 + 0.001 * records)  # while the next chunk is written
+        time.sleep(0.1 + 0.001 * records)  # while the next chunk is written
         child.send_signal(signal.SIGKILL)
         child.communicate()
     digest, read = read_all(folder, cache)
