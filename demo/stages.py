@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class StageError(Exception):
@@ -37,6 +39,7 @@ def run_stage(command: Sequence[str], environment: dict[str, str], *, hide: Sequ
         errors="replace",
         start_new_session=True,
     )
+    sessions = {process.pid}
     quiet = threading.Event()
     printer = threading.Thread(target=_print_lines, args=(process, hide, quiet), daemon=True)
     printer.start()
@@ -45,10 +48,11 @@ def run_stage(command: Sequence[str], environment: dict[str, str], *, hide: Sequ
         printer.join(5)
     except BaseException:
         quiet.set()
+        sessions |= _sessions_below(process.pid)
         _stop(process)
         raise
     finally:
-        _kill_session(process.pid)
+        _kill_sessions(sessions)
     if code:
         raise StageError(f"{' '.join(command[:4])} ... ended with code {code}")
 
@@ -97,13 +101,27 @@ def _stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _kill_session(session: int) -> None:
-    """Kill what is left of a session, in whatever process group."""
+def _sessions_below(root: int) -> set[int]:
+    """Sessions of a process and of all it started: a scheduler gives its nodes one each, and may end before them."""
+    parents: dict[int, int] = {}
+    sessions: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended
+            _, parent, _, session = entry.read_text().rpartition(")")[2].split()[:4]  # behind the name in brackets
+            parents[int(entry.parent.name)], sessions[int(entry.parent.name)] = int(parent), int(session)
+    below = {root}
+    while more := {process for process, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {sessions[process] for process in below & sessions.keys()}
+
+
+def _kill_sessions(sessions: set[int]) -> None:
+    """Kill what is left of them, in whatever process group."""
     for entry in os.listdir("/proc") if os.path.isdir("/proc") else []:
         if not entry.isdigit():
             continue
         try:
-            if os.getsid(int(entry)) == session:
+            if os.getsid(int(entry)) in sessions:
                 os.kill(int(entry), signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue

@@ -76,3 +76,31 @@ def test_a_job_that_fails_ends_it_with_a_code_and_nothing_left(tmp_path: Path) -
     time.sleep(0.5)
     assert marked(folder) == []
     assert "demo failed" in "".join(lines)
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+node = "import time; print('node', flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", node], start_new_session=True)
+time.sleep(600)
+"""
+
+
+def test_nodes_in_sessions_of_their_own_end_although_their_scheduler_does_not_stop_them(tmp_path: Path) -> None:
+    program = "import os, sys; from demo.stages import run_stage; run_stage(sys.argv[1:], dict(os.environ))"
+    stage = subprocess.Popen(
+        [sys.executable, "-c", program, sys.executable, "-c", STUBBORN],
+        env={**os.environ, "ARCFACE_DEMO": str(tmp_path)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert stage.stdout is not None
+    assert stage.stdout.readline() == "node\n"
+    assert len(marked(tmp_path)) == 3
+    stage.send_signal(signal.SIGINT)
+    stage.wait(60)
+    time.sleep(0.5)
+    assert marked(tmp_path) == []
