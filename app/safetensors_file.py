@@ -16,7 +16,7 @@ from torch import Tensor
 from app.parsing import ParseError, parse_json_object
 from app.plain_values import PickleError
 
-_TYPES = {
+DTYPES = {  # by safetensors' names
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -26,6 +26,7 @@ _TYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -62,7 +63,7 @@ def load_safetensors(data: bytes) -> dict[str, Tensor]:
 def _described(name: str, about: Any) -> tuple[torch.dtype, list[int], int, int]:
     """Type, shape, first byte and the byte behind the last of a tensor."""
     try:
-        kind, shape, (first, last) = _TYPES[about["dtype"]], about["shape"], about["data_offsets"]
+        kind, shape, (first, last) = DTYPES[about["dtype"]], about["shape"], about["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise PickleError(f"a safetensors file whose tensor {name[:80]!r} has no known type, shape or place") from error
     counts = [*shape, first, last] if isinstance(shape, list) else [None]

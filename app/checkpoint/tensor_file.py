@@ -19,20 +19,9 @@ import torch
 from torch import Tensor
 
 from app.checkpoint.manifest import CHUNK_BYTES, DamagedError, StoredObject
+from app.safetensors_file import DTYPES
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _READ_CHUNKS = 8  # a request asks for at most as many
 _REQUESTS = 4  # at once
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -123,7 +112,7 @@ class TensorFile:
             for name, about in json.loads(text).items():
                 if name == "__metadata__":
                     continue
-                dtype, shape = _DTYPES[about["dtype"]], tuple(map(int, about["shape"]))
+                dtype, shape = DTYPES[about["dtype"]], tuple(map(int, about["shape"]))
                 start, stop = (base + int(offset) for offset in about["data_offsets"])
                 size = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
                 if min(shape, default=0) < 0 or stop - start != size or not base <= start <= stop <= self.item.size:
