@@ -20,6 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from fsspec.asyn import sync
 
+from app import storage
+
 _SIGNED_FOR, _USED_FOR = 3600, 300  # seconds; keys that change are noticed after the second
 _MISSES, _REST = 3, 60.0  # after so many failures in a row it rests so many seconds
 _PIECE = 1 << 18  # bytes
@@ -78,7 +80,7 @@ class PlainGet:
         connection.request("GET", target, headers=headers)
         with connection.getresponse() as response:
             ours = response.headers.get("Content-Range", "").startswith(f"bytes {start}-{stop - 1}/")
-            tag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+            tag = storage.plain_tag(response.headers.get("ETag", ""))
             if self._tag and tag and tag != self._tag:  # some stores pass over If-Match
                 raise ConnectionError("the answer is of another version")
             if response.status != 206 or not ours or response.length != stop - start:
