@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -193,8 +194,12 @@ class _Machine:
         self.pay(len(items) * _CONTAINER)
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Only keys that no file can make collide; a float key, say, would be a puzzle.
-            small = type(key) is int and 0 <= key < 1 << 31
-            target[key if small else _name_of_key(key)] = value
+            if type(key) is int and 0 <= key < 1 << 31:
+                target[key] = value
+                continue
+            name = _name_of_key(key)
+            self.pay(sys.getsizeof(name))  # made anew each time, though the memo lets a file say it in two bytes
+            target[name] = value
 
     def new_dict(self, items: list[Any]) -> None:
         self.push({}, 2 * _CONTAINER)

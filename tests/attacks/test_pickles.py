@@ -38,6 +38,12 @@ SETS = {
     + bytes(20_000_000)
     + b"tR.",
     "many keys": b"\x80\x02T\0\1\0\0" + b"\xe9" * 256 + b"q\0(" + b"}h\0Ns" * (3 * _MANY) + b"t.",
+    "many keys of wide letters": b"\x80\x02X\0\1\0\0"
+    + b"x" * 252
+    + b"\xf0\x9f\x98\x80"
+    + b"q\0("
+    + b"}h\0Ns" * (3 * _MANY)
+    + b"t.",
     "many flags in an array": pickle.dumps(([_JPEG] * 2, np.ones(20_000_000, np.uint8)), 4),
     "images of an array of numbers": pickle.dumps((np.full(20_000_000, 60_000, np.uint16), [True]), 4),
     "a list in itself": b"]q\0(h\0h\0e.",
