@@ -59,7 +59,8 @@ def make(case: Case, workers: int, **options: Any) -> tuple[PartialFC, CentreOpt
     """A head that starts with the case's centres, and its optimizer."""
     momentum_dtype = options.pop("momentum_dtype", torch.float32)
     config = replace(case.config(), centre_dtype=options.pop("centre_dtype", "float32"))
-    head = PartialFC(config, HeadShape(case.size, case.classes, workers, SEED, **options))
+    device = options.pop("device", "cpu")
+    head = PartialFC(config, HeadShape(case.size, case.classes, workers, SEED, **options), device)
     start(head, case)
     weight_decay = {"weight_decay": 0.01, "update": case.update, "momentum_dtype": momentum_dtype}
     return head, CentreOptimizer(head, case.optimizer, **weight_decay)
@@ -70,7 +71,7 @@ def train(
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, dict[str, Tensor]]:
     """Loss and gradient of the embeddings of each step, then centres and state of this rank."""
     head, optimizer = make(case, workers, **options)
-    results = []
+    results, device = [], head.centres.device
     size = case.batch // workers
     mine = range(rank * workers // world, (rank + 1) * workers // world)
     for step in range(STEPS):
@@ -79,22 +80,22 @@ def train(
         total, gradient = torch.zeros(()), torch.zeros_like(embeddings)
         for number in range(-(-workers // world)):
             rows = slice(mine[number] * size, (mine[number] + 1) * size) if number < len(mine) else None
-            part = embeddings[rows].clone() if rows else torch.ones(size, case.size)
-            own = labels[rows] if rows else torch.full((size,), ABSENT)
+            part = (embeddings[rows] if rows else torch.ones(size, case.size)).to(device, copy=True)
+            own = (labels[rows] if rows else torch.full((size,), ABSENT)).to(device)
             part.requires_grad_()
             loss = head(part, own, len(labels))
             (loss * 4).backward()
-            total += loss.detach()
+            total += loss.detach().cpu()
             assert part.grad is not None
             if rows:
-                gradient[rows] = part.grad / world / 4  # as DistributedDataParallel's average
+                gradient[rows] = part.grad.cpu() / world / 4  # as DistributedDataParallel's average
             else:
                 assert not part.grad.any()
         assert head.finite()
         optimizer.step(case.lr, 1 / 4)
         head.end_step()
         results.append((total, gradient))
-    return results, head.centres, optimizer.state
+    return results, head.centres.cpu(), {key: value.cpu() for key, value in optimizer.state.items()}
 
 
 def all_cases(rank: int, world: int, workers: int) -> list[Any]:
