@@ -177,7 +177,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     pairs = kind("pairs", "a .bin set from a list of pairs, or of pairs drawn from people who are not trained on")
     pairs.add_argument("--source", default="", help="URL of the photographs")
     pairs.add_argument("--data", default="", help="URL of a dataset instead")
-    pairs.add_argument("--pairs", default="", help="URL of the list: LFW's pairs.txt, or 'image image 0|1' a line")
+    pairs.add_argument(
+        "--pairs", default="", help="URL of the list: LFW's, CALFW's or CPLFW's, or 'image image 0|1' a line"
+    )
     pairs.add_argument("--output", required=True, help="URL of the .bin file")
     pairs.add_argument(
         "--count", type=int, default=0, help="pairs to draw without a list; 0: 6000, or as many as can be"

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import storage
+from app.data.recordio import RecordError
 from app.data.source import Sample, SourceError
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
@@ -52,16 +53,25 @@ class FolderSource:
         return len(self._names)
 
     def read(self, positions: NDArray[np.int64]) -> list[bytes]:
-        """The files at ``positions``, in that order."""
-        names = [self._names[position] for position in positions.tolist()]
-        files = list(self._readers.map(lambda name: storage.read_bytes(storage.join(self.url, name)), names))
+        """The files at ``positions``, in that order; nothing of one that is there no more."""
+        files = list(self._readers.map(self._read_one, positions.tolist()))
         self._requests += len(files)
         self._bytes += sum(map(len, files))
         return files
 
     def parse(self, position: int, record: bytes) -> Sample:
-        """The person's number and the file."""
+        """The person's number and the file; see ``Source``."""
+        if not record:
+            raise RecordError(f"{self.describe(position)}: the file is empty, or was deleted after the run had begun")
         return Sample(float(self._labels[position]), record)
+
+    def _read_one(self, position: int) -> bytes:
+        try:
+            return storage.read_bytes(storage.join(self.url, self._names[position]))
+        except storage.StorageError as error:
+            if error.kind != "absent":
+                raise
+            return b""
 
     def describe(self, position: int) -> str:
         """The file's URL."""

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from app import storage
+from app.data.build import make_loader, open_source
+from app.data.config import DataConfig
+from app.data.recordio import RecordError
 from tests.data.test_foreign_files import FOLDER, JPEG, labels_of, write_folder, write_plain
 
 
@@ -66,3 +69,23 @@ def test_a_name_is_the_same_however_its_letters_are_written(tmp_path: Path) -> N
     write_folder(tmp_path / "mac", "Zoe\u0301/1.jpg", "Ann/1.jpg")
     write_folder(tmp_path / "other", "Zo\u00e9/1.jpg", "Ann/1.jpg")
     assert labels_of(f"{tmp_path}/mac,{tmp_path}/other", people="shared") == [2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:skipped")
+def test_an_image_that_is_deleted_in_mid_run_is_a_bad_record(tmp_path: Path, bucket_url: str) -> None:
+    for name in FOLDER:
+        write_folder(tmp_path, name)
+        storage.write_bytes(storage.join(bucket_url, name), JPEG)
+    for url in (str(tmp_path), bucket_url):
+        config = DataConfig(url=url, image_size=32, max_bad_share=0.002)
+        source = open_source(config, 0)
+        loader = make_loader(source, config, num_classes=2, batch_size=4, logical_workers=1, seed=0)
+        storage.delete_tree(storage.join(url, "bob/2.jpg"))
+        with pytest.warns(UserWarning, match=r"skipped: .*/bob/2\.jpg: the file is empty, or was deleted"):
+            batches = [batch for step in loader.steps(0, 0, [0]) for batch in step]
+        assert [sum(batch.bad for batch in batches), sum(len(batch.labels) for batch in batches)] == [1, 8]
+        assert all(FOLDER.index("bob/2.jpg") not in batch.positions for batch in batches)
+        storage.delete_tree(storage.join(url, "ann"))
+        with pytest.raises(RecordError, match="unreadable"):
+            list(loader.steps(1, 0, [0]))
+        loader.close()

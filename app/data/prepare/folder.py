@@ -38,7 +38,7 @@ from app.data.prepare.sheet import draw_before_and_after
 from app.data.prepare.source import Source, SourceFile, check_size, same_place
 from app.data.record_writer import RecordWriter, write_identity_layout
 
-_PART_IMAGES = 4096
+_PART_IMAGES = 512  # what a stop loses at most: half a minute of a detector on a laptop
 MAX_FILE_BYTES = 256 << 20
 MIN_SIDE = 8  # pixels of a picture's shorter side, and of what is left of it in the square
 _FEW_PEOPLE = "too few pictures"
@@ -162,7 +162,7 @@ def prepare_folder(source: str, output: str, options: FolderOptions | None = Non
 
     ``train.rec``, ``train.idx``, ``property`` and ``people.json`` (names in class order); ``skipped.csv`` and
     ``duplicates.csv`` where there are such; ``sheet.png``, some pictures before and after. What is prepared goes to
-    ``output/.parts/`` first, 4096 images an object: a second start with the same files and options takes up what is
+    ``output/.parts/`` first, 512 images an object: a second start with the same files and options takes up what is
     there.
 
     Args:

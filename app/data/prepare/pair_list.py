@@ -125,6 +125,7 @@ def read_pairs(url: str, source: Source) -> list[Pair]:
       ``yes``/``no``, ``same``/``different``, ``genuine``/``impostor``, ``positive``/``negative``; separated by commas,
       semicolons, tabs, bars or spaces; names with the separator in quotes. Names with spaces need no quotes where only
       one reading of the line names two pictures that are there. A line of titles is passed over
+    - CALFW, CPLFW: ``picture number`` on two lines a pair; 0: different people, above: the same (in CALFW the fold)
     - more columns (numbers of lines, folds, scores) are passed over, and the label may stand anywhere: below a title
       ``label``, ``same``, ``match``... or in the one column that holds nothing else
 
@@ -160,6 +161,8 @@ def _read_rows(url: str, rows: list[_Row], names: Names) -> Iterator[Pair]:
         if counts or not _is_lfw(rows[0].cells):
             rows = rows[1:]
         yield from _lfw_pairs(where, rows, names)
+    elif rows and all(_picture_and_flag(row, names) for row in rows):
+        yield from _pairs_of_two_lines(where, rows, names)
     elif columns := _find_columns(where, rows, names):
         yield from _table_pairs(where, rows, columns, names)
     else:
@@ -259,6 +262,34 @@ def _lfw_pairs(where: str, rows: Sequence[_Row], names: Names) -> Iterator[Pair]
                 raise PrepareError(f"{line}: {names.missing(f'{person}/{person}_{int(which):04d}.*')}")
             found.append(name)
         yield Pair(found[0], found[1], len(cells) == 3, row.number)
+
+
+def _picture_and_flag(row: _Row, names: Names) -> tuple[str, bool] | None:
+    """What a line of one picture says; None where it says something else."""
+    *name, flag = row.cells
+    same = int(flag) > 0 if _is_number(flag) else _SAME.get(flag.lower())
+    picture = " ".join(name)
+    if same is None or not (names.find(picture) or (len(name) == 1 and ending(picture) in ENDINGS)):
+        return None
+    if len(name) > 1 and any(names.find(first) for first, _, _ in _readings(row.line, row.cells, names)):
+        return None  # the name of one picture may be the end of two, /here/lfw/a.jpg /there/lfw/b.jpg
+    return picture, same
+
+
+def _pairs_of_two_lines(where: str, rows: Sequence[_Row], names: Names) -> Iterator[Pair]:
+    said = [(row, found) for row in rows if (found := _picture_and_flag(row, names))]
+    for row, (picture, _) in said:
+        if not names.find(picture):
+            raise PrepareError(f"{where}: line {row.number}: {names.missing(picture)}")
+    for (row, (first, same)), (other, (second, _)) in zip(said[::2], said[1::2], strict=False):
+        if row.cells[-1] != other.cells[-1]:
+            raise PrepareError(
+                f"{where}: lines {row.number} and {other.number} are one pair, one picture a line, but one ends in "
+                f"{row.cells[-1]} and the other in {other.cells[-1]}: a line before them may be missing"
+            )
+        yield Pair(names.find(first), names.find(second), same, row.number)
+    if len(said) % 2:
+        raise PrepareError(f"{where}: line {said[-1][0].number}: the other picture of this pair is missing")
 
 
 def _plain_pairs(where: str, rows: Sequence[_Row], names: Names) -> Iterator[Pair]:

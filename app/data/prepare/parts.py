@@ -1,4 +1,4 @@
-"""Prepared photographs on their way to a ``.rec`` file: objects of some thousands, so that a second start goes on."""
+"""Prepared photographs on their way to a ``.rec`` file: objects of some hundreds, so that a second start goes on."""
 
 from __future__ import annotations
 

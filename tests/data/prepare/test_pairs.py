@@ -110,6 +110,16 @@ LISTS = {
     ),
     "URLs": (f"s3://faces/lfw/{LI[0]},s3://faces/lfw/{LI[1]},1\n", [(*LI, True)]),
     "no endings": ("Ana_Maria/Ana_Maria_0001 Ana_Maria/Ana_Maria_0002 1\n", [(*ANA, True)]),
+    "one picture a line": (
+        f"{ANA[0]} 1\n{ANA[1]} 1\n{ANA[0]} 0\n{LI[0]} 0\r\n",
+        [(*ANA, True), (ANA[0], LI[0], False)],
+    ),
+    "one picture a line, of folds and without folders": (
+        "Ana_Maria_0001.jpg 2\nAna_Maria_0002.jpg 2\nLi Wei_0001.jpg 10\nLi Wei_0002.jpg 10\n"
+        "Ana_Maria_0001.jpg 0\n李娜_0001.jpg 0\n",
+        [(*ANA, True), (*LI, True), (ANA[0], NA[0], False)],
+    ),
+    "one picture a line, by tabs": (f"{LI[0]}\t1\n{LI[1]}\t1\n", [(*LI, True)]),
     "no folders": ("Li Wei_0001.jpg,李娜_0002.jpg,0\n", [(LI[0], NA[1], False)]),
 }
 
@@ -142,6 +152,9 @@ def test_a_list_in_utf_16(folder: Path, tmp_path: Path) -> None:
         (f"{ANA[0]} {ANA[1]}\n".encode(), "line 1: expected 'image image 0|1'"),
         (f"{ANA[0]} {ANA[1]} 1\n{ANA[0]} x/none.jpg 1\n".encode(), "line 2: no picture x/none.jpg"),
         (f"{ANA[0]} {ANA[1]} 2\n".encode(), "line 1: expected"),
+        (f"{ANA[0]} 1\n{ANA[1]} 1\n{ANA[0]} 1\n".encode(), "line 3: the other picture of this pair is missing"),
+        (f"{ANA[0]} 1\n{ANA[1]} 0\n".encode(), "lines 1 and 2 are one pair, .* ends in 1 and the other in 0"),
+        (f"{ANA[0]} 1\nx/none.jpg 1\n".encode(), "line 2: no picture x/none.jpg"),
         (
             f"{ANA[0]},{ANA[1]},0,1\n{ANA[0]},{LI[1]},0,0\n{ANA[1]},{LI[1]},0,0\n".encode(),
             r"columns 3 and 4 may each say .*: put a line of titles above, with 'label' over the right one",
