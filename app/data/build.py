@@ -14,7 +14,7 @@ from app.data.dataset import open_dataset
 from app.data.folder_source import FolderSource, NoImagesError
 from app.data.folder_url import check_folder_url, explain_missing_dataset
 from app.data.loader import Loader
-from app.data.mixture import Mixture
+from app.data.mixture import Mixture, check_weights
 from app.data.order import expected_pairs, make_order
 from app.data.records import RecordSource
 from app.data.source import Source, SourceError
@@ -28,7 +28,7 @@ def open_source(data: DataConfig, seed: int) -> Source:
     """The source that ``data.url`` names.
 
     Raises:
-        SourceError: none is named, or noise is asked for without its sizes.
+        SourceError: none is named, weights are not one for each, or noise is asked for without its sizes.
         StorageError: it cannot be read.
         RecordError: it is no dataset.
     """
@@ -43,10 +43,11 @@ def open_source(data: DataConfig, seed: int) -> Source:
         weights = [float(weight) for weight in data.weights]
     except ValueError as error:
         raise SourceError(f"data.weights must be numbers, one a dataset; got {','.join(data.weights)}") from error
+    check_weights(weights, len(urls))
     sources = [_open_one(url, data, alone=len(urls) == 1) for url in urls]
     if data.labels and not any(isinstance(source, RecordSource) and source.labels_url for source in sources):
         raise SourceError(f"data.labels: no {data.labels} beside a train.rec in {data.url}")
-    if len(sources) == 1 and len(weights) <= 1:
+    if len(sources) == 1:
         return sources[0]
     if data.people == "separate":
         return Mixture(sources, weights)
@@ -58,6 +59,10 @@ def _split_urls(text: str) -> list[str]:
     urls = [url.strip() for url in text.split(",") if url.strip()]
     if not urls:
         raise SourceError("data.url names no folder")
+    if len(urls) > 1 and os.path.isdir(os.path.expanduser(text)):
+        raise SourceError(
+            f"data.url: commas part datasets, and the folder {text} has one in its name: rename it or link to it"
+        )
     plain = [url.rstrip("/") for url in urls]
     places = [_place(url) for url in plain]
     for url, place in zip(plain, places, strict=True):

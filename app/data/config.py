@@ -20,7 +20,7 @@ class DataConfig:
     )
     labels: str = setting("", "list in the dataset's folder that replaces the records' labels, such as train.lst")
     cache: str = setting("", "folder on the node's disk that keeps what was read from the store; empty: none")
-    cache_gb: float = setting(200.0, "what that folder may hold, GiB", above=0)
+    cache_gb: float = setting(200.0, "what that folder may hold, GiB", above=0, maximum=2**20)
     num_classes: int = setting(0, "identities; 0: read from the dataset", minimum=0)
     empty_classes: str = setting(
         "refuse", "what to do when a class has no image: its centre is only pushed away", choices=("refuse", "warn")
@@ -35,9 +35,12 @@ class DataConfig:
     )
     window: int = setting(0, "records in the shuffle windows of all workers; 0: as data.window_mb says", minimum=0)
     window_mb: float = setting(
-        256.0, "encoded records that one logical worker shuffles together, MiB; it holds up to 1.5 times that", above=0
+        256.0,
+        "encoded records that one logical worker shuffles together, MiB; it holds up to 1.5 times that",
+        above=0,
+        maximum=2**20,
     )
-    block_mb: float = setting(0.5, "size of one ranged read, MiB", above=0)
+    block_mb: float = setting(0.5, "size of one ranged read, MiB", above=0, maximum=1024)
     augment: str = setting(
         "flip",
         "reference adds insightface's dali_aug to flip, adaface AdaFace's crop, low resolution and light, strong "

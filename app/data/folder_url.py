@@ -26,6 +26,8 @@ def check_folder_url(url: str) -> None:
         raise SourceError(f"{shown}: protocols are written in small letters: {match[1].lower()}://...")
     if (match := _SLASHES.match(url)) and not os.path.exists(url):
         raise SourceError(f"{shown}: a slash is missing: {match[1].lower()}://...")
+    if (hint := _explain_several(url)) and not os.path.exists(url):
+        raise SourceError(f"{shown}: {hint}")
     if url.startswith(("http://", "https://")) and "?" in url:
         raise SourceError(
             f"{shown} has a query: a dataset is a folder, whose files are asked for by their names, which would "
@@ -40,6 +42,16 @@ def check_folder_url(url: str) -> None:
             f"{shown}: a verification set, not a dataset: name its folder in --verify.url and {name[:-4]} in "
             "--verify.sets"
         )
+
+
+def _explain_several(url: str) -> str:
+    """What to change where a list of URLs is written otherwise than by commas; empty where it is none."""
+    if url[0] in "[\"'":
+        return "write folders as they are, without quotes and brackets, several by commas: a,b"
+    names = re.split(r"[;\s]+", url)
+    if len(names) > 1 and (sum("://" in name for name in names) > 1 or all(map(os.path.isdir, names))):
+        return f"several datasets are named by commas: {','.join(map(storage.redact, names))}"
+    return ""
 
 
 def explain_missing_dataset(url: str) -> str:

@@ -43,11 +43,8 @@ class Mixture:
                     "a property file ('classes,height,width')"
                 )
         self._class_maps, self.num_classes = _map_classes(self.sources, people)
+        check_weights(weights, len(sources))
         weights = weights or [1.0] * len(sources)
-        if len(weights) != len(sources) or not all(0 < weight < _MAX_WEIGHT for weight in weights):
-            raise SourceError(f"data.weights must be {len(sources)} numbers above 0, one for each dataset")
-        if max(weights) > MAX_RATIO * min(weights):
-            raise SourceError(f"data.weights: the largest may be {MAX_RATIO} times the smallest, which counts as 1")
         self._shares = [round(len(s) * w / min(weights)) for s, w in zip(sources, weights, strict=True)]
         self._ends = np.cumsum(self._shares)
         parts = [f"{source.tag}x{share}" for source, share in zip(sources, self._shares, strict=True)]
@@ -111,6 +108,21 @@ class Mixture:
                 before = totals.get(name, 0.0)
                 totals[name] = max(before, value) if name.startswith("latency") else before + value
         return totals
+
+
+def check_weights(weights: Sequence[float], datasets: int) -> None:
+    """Refuse weights that are not one for each dataset, or too far apart; no weights are fine.
+
+    Raises:
+        SourceError: says what they must be.
+    """
+    if not weights:
+        return
+    if len(weights) != datasets or not all(0 < weight < _MAX_WEIGHT for weight in weights):
+        numbers = f"{datasets} numbers" if datasets > 1 else "a number"
+        raise SourceError(f"data.weights must be {numbers} above 0, one for each dataset")
+    if max(weights) > MAX_RATIO * min(weights):
+        raise SourceError(f"data.weights: the largest may be {MAX_RATIO} times the smallest, which counts as 1")
 
 
 def _map_classes(

@@ -27,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "photos" / "1.jpg").write_bytes(b"x")
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "with,comma").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -62,6 +63,12 @@ def test_a_folder_by_any_spelling(folder: Path, url: str) -> None:
             r"Signature=\*\*\* has a query: a dataset is a folder.*use s3://",
         ),
         ("", r"set --data\.url"),
+        ('"parts/train"', "without quotes and brackets"),
+        ("[parts/train,photos]", "without quotes and brackets, several by commas: a,b"),
+        ("parts/train photos", "several datasets are named by commas: parts/train,photos$"),
+        ("parts/train; photos", "several datasets are named by commas: parts/train,photos$"),
+        ("s3://a/b\ns3://c:secret@d", r"named by commas: s3://a/b,s3://\*\*\*@d$"),
+        ("with,comma", "the folder with,comma has one in its name: rename it"),
     ],
 )
 @pytest.mark.usefixtures("folder")

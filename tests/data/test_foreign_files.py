@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from app import storage
+from app.config.options import parse_arguments
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
 from app.data.decode import encode_jpeg
@@ -295,8 +296,10 @@ def test_weights_far_apart_are_told_and_others_hold(three: str, tmp_path: Path) 
     with pytest.raises(AppError, match="1000 times the smallest"):
         labels_of(three, weights=("1e-9", "1", "1"))
     assert labels_of(three, weights=("0.5", "1", "0.75")) == [4, 4, 4, 8, 8, 8, 4]
-    with pytest.raises(AppError, match="must be 1 numbers"):
+    with pytest.raises(AppError, match="must be a number above 0"):
         labels_of(tmp_path / "a", weights=("1", "2"))
+    with pytest.raises(AppError, match="must be a number above 0"):
+        labels_of(tmp_path / "a", weights=("inf",))
 
 
 @pytest.mark.parametrize(
@@ -377,3 +380,10 @@ def test_a_cache_is_a_local_folder(tmp_path: Path) -> None:
     write_faces(str(tmp_path), classes=2, per_class=2)
     with pytest.raises(AppError, match=r"data\.cache is s3://b/c"):
         labels_of(tmp_path, cache="s3://b/c")
+
+
+@pytest.mark.parametrize("option", ["--data.window-mb", "--data.block-mb", "--data.cache-gb"])
+@pytest.mark.parametrize("value", ["1e300", "inf", "nan", "0", "-1"])
+def test_sizes_that_no_machine_has_are_refused(option: str, value: str) -> None:
+    with pytest.raises(AppError, match=f"{option}: .*got {value.replace('1e300', '.*')}"):
+        parse_arguments(["--recipe", "orl", "--data.url", "faces", option, value])

@@ -77,7 +77,7 @@ def test_an_image_that_is_deleted_in_mid_run_is_a_bad_record(tmp_path: Path, buc
         write_folder(tmp_path, name)
         storage.write_bytes(storage.join(bucket_url, name), JPEG)
     for url in (str(tmp_path), bucket_url):
-        config = DataConfig(url=url, image_size=32, max_bad_share=0.002)
+        config = DataConfig(url=url, image_size=32, max_bad_share=0.002, prefetch=0)
         source = open_source(config, 0)
         loader = make_loader(source, config, num_classes=2, batch_size=4, logical_workers=1, seed=0)
         storage.delete_tree(storage.join(url, "bob/2.jpg"))
