@@ -92,11 +92,26 @@ def _find_images(url: str, index: RecordIndex) -> tuple[_Slots, _Slots, int]:
             if people != end - begin or not count:
                 raise RecordError(f"{problem}: the index is incomplete; delete it, and it is made again")
             warnings.warn(f"{problem}: the others were left out when the file was written", stacklevel=2)
+        _say_what_is_behind(url, index, begin, end)
         return images, identities if people == end - begin else none, end - begin
     begin, end = _bare_identities(url, index, first_key)
     if end > begin:
         return _with_keys(index, first_key, begin), _with_keys(index, begin, end), end - begin
     return slice(0, len(index.keys)), none, 0
+
+
+def _say_what_is_behind(url: str, index: RecordIndex, begin: int, end: int) -> None:
+    """Warn of images that nobody trains: behind those that the header announces, as after records were appended."""
+    behind = index.keys[_with_keys(index, begin, 2**62)]
+    if not len(behind):
+        return
+    foreign = behind[behind >= end] if _is_identity(url, index, int(behind[0])) else behind
+    if len(foreign):
+        warnings.warn(
+            f"{url}: {len(foreign)} records from key {foreign[0]} on lie behind the {begin - 1} images that the header "
+            "announces, and are not trained: if they are images, write the file again with a header that counts them",
+            stacklevel=3,
+        )
 
 
 def _layout_bounds(url: str, index: RecordIndex, header: ImageHeader) -> tuple[int, int]:

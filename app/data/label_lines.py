@@ -124,6 +124,11 @@ def _parse_line(url: str, line: str, number: int) -> tuple[int, int] | None:
     except (ValueError, IndexError, OverflowError, csv.Error) as error:
         first = line.partition("\t")[0].partition(",")[0]
         if number == 1 and not _is_number(first):  # names of the columns
+            if not first.strip():
+                raise RecordError(
+                    f"{storage.redact(url)}: the first column has no name, as where a table was saved with the numbers "
+                    "of its rows: save it without them (pandas: index=False)"
+                ) from error
             return None
         raise RecordError(
             f"{storage.redact(url)}: line {number}: expected key, label and path, parted by tabs, found {line[:60]!r}; "

@@ -202,6 +202,7 @@ def test_a_list_of_labels_however_it_is_written(tmp_path: Path, kind: str, monke
         ("13\t100000000000\tp", "from 0 to 134217727"),
         ("13 0 p", "parted by tabs"),
         ("13", "line 13"),
+        (",key,label\n0,1,2", "line 13"),
         ("3\t9\tp", "key 3 has the labels 0 and 9"),
     ],
 )
@@ -211,6 +212,9 @@ def test_a_line_that_is_wrong_is_told(tmp_path: Path, line: str, message: str) -
         open_labels(str(tmp_path / "x.lst"), np.arange(1, 13), "")
     (tmp_path / "x.lst").write_text("\n".join(["1\tx\ty\tz", *LINES[1:]]))
     with pytest.raises(AppError, match="line 1"):
+        open_labels(str(tmp_path / "x.lst"), np.arange(1, 13), "")
+    (tmp_path / "x.lst").write_text("\n".join([",key,label", *(f"{key},{key},0" for key in range(1, 13))]))
+    with pytest.raises(AppError, match="the first column has no name"):
         open_labels(str(tmp_path / "x.lst"), np.arange(1, 13), "")
 
 

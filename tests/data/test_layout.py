@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,35 @@ def test_what_the_writer_rounds_is_never_above_the_number() -> None:
     for number in (1, 2**24, 2**24 + 1, 2**24 + 3, 17_451_890, 42_474_558, 44_534_464, 2**31 + 1):
         assert number - float(np.spacing(np.float32(number))) < _rounded_down(number) <= number
         assert np.float32(_rounded_down(number)) == _rounded_down(number)
+
+
+@pytest.mark.parametrize(
+    ("announced", "behind"), [((5.0, 7.0), "4 records from key 5"), ((9.0, 9.0), ""), ((9.0, 11.0), "")]
+)
+def test_images_behind_those_of_the_header_are_said(
+    tmp_path: Path, announced: tuple[float, float], behind: str
+) -> None:
+    with RecordWriter(str(tmp_path / "train.rec")) as writer:
+        writer.write(0, pack_image(ImageHeader(announced, is_array=True), b""))
+        for key in range(1, 9):
+            writer.write(key, pack_image(ImageHeader((float(key % 2),), key), JPEG))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(open_dataset(str(tmp_path))) == announced[0] - 1
+    assert [behind in str(warning.message) for warning in said] == [True] * bool(behind)
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_images_appended_behind_the_identities_are_said(tmp_path: Path, *, unordered: bool) -> None:
+    write_faces(str(tmp_path), classes=2, per_class=3)
+    rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"
+    with RecordWriter(str(tmp_path / "more" / "train.rec")) as writer:
+        writer.write(9, pack_image(ImageHeader((0.0,), 9), JPEG))
+    lines = [*idx.read_text().splitlines(), f"9\t{rec.stat().st_size}"]
+    rec.write_bytes(rec.read_bytes() + (tmp_path / "more" / "train.rec").read_bytes())
+    idx.write_text("\n".join(lines[:2] + lines[:1:-1] if unordered else lines) + "\n")
+    with pytest.warns(UserWarning, match="1 records from key 9 on lie behind the 6 images that the header announces"):
+        assert len(open_dataset(str(tmp_path))) == 6
 
 
 @pytest.mark.parametrize(
