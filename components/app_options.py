@@ -67,7 +67,7 @@ def recipe_arguments(recipe: str) -> list[str]:
     try:
         if path.stat().st_size > _LARGEST_RECIPE:
             raise ComponentError(f"--recipe {recipe}: larger than {_LARGEST_RECIPE >> 10} KiB; is it a recipe?")
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # Windows' editors put a mark before it, as the app knows
     except (OSError, UnicodeDecodeError) as error:
         raise ComponentError(
             f"--recipe {recipe}: cannot be read here ({type(error).__name__}): correct the path, name a published "
@@ -79,6 +79,16 @@ def recipe_arguments(recipe: str) -> list[str]:
         return _options(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ComponentError(f"--recipe {recipe}: not TOML: {error}") from error
+
+
+def without_replaced(recipe: list[str], later: list[str]) -> list[str]:
+    """A recipe's options less those that ``later`` words set: a folder of this machine, say, that no pod has."""
+    replaced = {_key(word) for word in later if word.startswith("--")}
+    return [word for word in recipe if _key(word) not in replaced]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].replace("-", "_")
 
 
 def _changed(tables: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torchx import specs
 from torchx.specs import macros
 
-from components.app_options import AppMissing, check_options, recipe_arguments, settings
+from components.app_options import AppMissing, check_options, recipe_arguments, settings, without_replaced
 from components.arguments import (
     ComponentError,
     check_app_options,
@@ -21,13 +21,14 @@ from components.arguments import (
     check_run_name,
     check_url,
     job_name,
+    note,
     parse_nodes,
     verbatim,
 )
 from components.hardware import HardwareProfile, load_profile
 from components.jobs import Job, PrepareJob, TrainJob, VerifyJob
 from components.overlays import overlay_elastic_job, overlay_pod, overlay_single_job
-from components.recipes import default_run_name, known_recipe, names_data
+from components.recipes import data_of, default_run_name, known_recipe
 
 PYTHON = "python"
 _WRITABLE_HOME = {"HOME": "/tmp"}  # the root file system is read-only
@@ -55,8 +56,7 @@ def train_app(job: TrainJob) -> specs.AppDef:
     run_name = job.name or default_run_name(job.recipe)
     check_run_name(run_name)
     recipe = recipe_arguments(job.recipe)
-    if not job.data and not names_data(job.recipe, recipe):
-        raise ComponentError("no --data: URL of the folder with train.rec and train.idx; .torchxconfig may set it")
+    _check_data(job, recipe)
     app_args = [*recipe, "--name", run_name, *job.app_args]
     asked = ask_app(app_args, most * processes) if job.app_args or "--recipe" not in app_args else {}
     rendezvous = _rendezvous(job)
@@ -96,14 +96,24 @@ def train_app(job: TrainJob) -> specs.AppDef:
 
 
 def _app_words(job: TrainJob, recipe: list[str], run_name: str, most: int) -> list[str]:
-    return [
-        *(*recipe, "--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
+    given = [
+        *("--output.prometheus-port", str(METRICS_PORT), "--name", run_name),
         *(("--data.url", job.data) if job.data else ()),
         *(("--output.url", job.output) if job.output else ()),
         # The logical workers follow from the largest world and the recipe.
         *("--train.max-processes", str(most)),
         *job.app_args,
     ]
+    return [*without_replaced(recipe, given), *given]
+
+
+def _check_data(job: TrainJob, recipe: list[str]) -> None:
+    """Refuse a job without data; say so where ``--data``, which .torchxconfig may set, replaces the recipe's."""
+    own = data_of(job.recipe, recipe)
+    if not job.data and own == "":
+        raise ComponentError("no --data: URL of the folder with train.rec and train.idx; .torchxconfig may set it")
+    if job.data and own and own != job.data:
+        note(f"--data {job.data} takes the place of the recipe's own, {own}: --data '' keeps it")
 
 
 def _profile(hardware: str) -> HardwareProfile:

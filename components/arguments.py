@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+import sys
 
 from fsspec import available_protocols
 
@@ -49,6 +50,11 @@ class ComponentError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(redact(str(message))))
+
+
+def note(text: str) -> None:
+    """Tell the submitter, beside what is printed for programs."""
+    print(printable(redact(f"note: {text}")), file=sys.stderr)
 
 
 def parse_nodes(text: str) -> tuple[int, int]:

@@ -14,8 +14,26 @@ _WAITING = (
     "InvalidImageName",
     "CreateContainerConfigError",
     "CreateContainerError",
+    "RunContainerError",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+    "ImageInspectError",
+    "PreCreateHookError",
+    "PreStartHookError",
+    "PostStartHookError",
+)
+# What the kubelet tells of a pod whose container it is still making, a big image among it.
+_MAKING = (
+    "FailedMount",
+    "FailedAttachVolume",
+    "FailedMapVolume",
+    "FailedCreatePodSandBox",
+    "FailedCreatePodContainer",
+    "NetworkNotReady",
+    "Pulling",
 )
 _LONGEST = 400  # characters of a message
+_MOST_PODS = 6
 
 
 @dataclass(frozen=True)
@@ -53,27 +71,59 @@ def reason(facts: JobFacts) -> str:
         return next(
             filter(None, [*_lost_containers(facts), _clean(state.get("message")), _clean(state.get("reason"))]), ""
         )
-    return "; ".join([*_waiting(facts), *_lost_containers(facts)])
+    said = [*_waiting(facts), *_making(facts), *_lost_containers(facts)]
+    more = [f"and {len(said) - _MOST_PODS} more"] if len(said) > _MOST_PODS else []
+    return "; ".join([*said[:_MOST_PODS], *more])
 
 
 def _why_pending(facts: JobFacts) -> Iterable[str]:
-    yield from _warnings(facts, "FailedCreate")
+    wanted = sum(task.get("replicas", 1) for task in facts.job.get("spec", {}).get("tasks", []))
+    if len(facts.pods) < wanted:  # else what refused them once has passed
+        yield from _warnings(facts, "FailedCreate")
     yield from _waiting(facts)
     for group in facts.pod_groups:
         status = group.get("status", {})
-        for condition in reversed(status.get("conditions") or []):
-            if condition.get("type") == "Unschedulable" and condition.get("status", "True") == "True":
-                yield _clean(condition.get("message"))
+        yield _why_unschedulable(status.get("conditions") or [])
         if status.get("phase") == "Pending":
             queue = group.get("spec", {}).get("queue", "default")
             yield f"the queue {queue!r} has no room for its least number of pods yet"
-    yield from _warnings(facts, "FailedScheduling", "Unschedulable", "FailedMount")
+    yield from _making(facts)
+    yield from _warnings(facts, "FailedScheduling", "Unschedulable")
+
+
+def _why_unschedulable(conditions: list[dict[str, Any]]) -> str:
+    """What the scheduler says; empty once it has placed the pods: Volcano leaves the older condition there, true."""
+    said = [c for c in conditions if c.get("type") in ("Unschedulable", "Scheduled") and c.get("status") != "False"]
+    said.sort(key=lambda condition: str(condition.get("lastTransitionTime") or ""))
+    return _clean(said[-1].get("message")) if said and said[-1]["type"] == "Unschedulable" else ""
+
+
+def _making(facts: JobFacts) -> list[str]:
+    """The latest word on each pod that has a node and no container yet."""
+    found = []
+    for pod in facts.pods:
+        containers, name = pod.get("status", {}).get("containerStatuses") or [], pod["metadata"]["name"]
+        placed = any(c.get("type") == "PodScheduled" and c.get("status") == "True" for c in _conditions(pod))
+        if not placed or any("waiting" not in (container.get("state") or {}) for container in containers):
+            continue
+        said = [event for event in facts.events if (event.get("involvedObject") or {}).get("name") == name]
+        if said and (last := max(said, key=_time)).get("reason") in _MAKING:
+            found.append(f"{replica(name, facts.name)}: {last['reason']}: {_clean(last.get('message'))}")
+    return found
+
+
+def _conditions(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return pod.get("status", {}).get("conditions") or []
+
+
+def _time(event: dict[str, Any]) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _warnings(facts: JobFacts, *reasons: str) -> list[str]:
     """The latest events first."""
     found = [event for event in facts.events if event.get("reason") in reasons]
-    found.sort(key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), reverse=True)
+    found.sort(key=_time, reverse=True)
     return [_clean(event.get("message")) for event in found]
 
 

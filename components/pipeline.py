@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import contextlib
 import sys
 import threading
 import time
@@ -20,12 +21,14 @@ from torchx.runner.config import load_sections
 from torchx.specs import AppState, AppStatus, CfgVal
 
 from app.command_line import CommandLine
-from components.arguments import parse_nodes
+from components.arguments import ComponentError, parse_nodes
+from components.preflight import FILE, build, resolve
 from components.recipes import default_run_name
+from components.store import Skipped
 from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
-FILE = "components.py"
 PASSED_ON = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
+Cfg = dict[str, CfgVal]
 EXIT_TRAINING_FAILED, EXIT_VERIFICATION_FAILED = 1, 3
 
 
@@ -46,11 +49,12 @@ def run(options: argparse.Namespace) -> int:
         cfg = scheduler_options(runner, options)
         _, trainers = parse_nodes(options.nnodes or defaults.get(f"{FILE}:arcface_dist", {}).get("nnodes", "1"))
         arguments = train_arguments(options)
+        verify = verify_arguments(options, defaults)
+        look_at_verification(runner, verify, options, cfg)
         trained = run_job(runner, "arcface_dist", arguments, options, cfg, role="trainer", replicas=trainers)
         if trained.state != AppState.SUCCEEDED:
             print(f"error: training ended {trained.state.name}: {trained.msg or 'see its log'}", file=sys.stderr)
             return EXIT_TRAINING_FAILED
-        verify = verify_arguments(options, defaults)
         verified = run_job(runner, "arcface_verify", verify, options, cfg, role="verify")
     if verified.state != AppState.SUCCEEDED:
         print(f"error: verification ended {verified.state.name}: below the floor, or see its log", file=sys.stderr)
@@ -58,12 +62,19 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def look_at_verification(runner: Runner, arguments: list[str], options: argparse.Namespace, cfg: Cfg) -> None:
+    """Refuse before days of training what the second job would be refused for."""
+    app = build(arguments, "arcface_verify")
+    if hasattr(runner._scheduler(options.scheduler), "validate"):  # others would make folders in a dry run
+        runner.dryrun(app, options.scheduler, cfg=cfg)
+
+
 def run_job(
     runner: Runner,
     component: str,
     arguments: list[str],
     options: argparse.Namespace,
-    cfg: dict[str, CfgVal],
+    cfg: Cfg,
     *,
     role: str,
     replicas: int = 1,
@@ -119,12 +130,16 @@ def train_arguments(options: argparse.Namespace) -> list[str]:
 def verify_arguments(options: argparse.Namespace, defaults: dict[str, dict[str, str]]) -> list[str]:
     """Command line of ``arcface_verify`` on the run that was just trained."""
     dist = defaults.get(f"{FILE}:arcface_dist", {})
-    output = options.output or dist.get("output", "runs")
+    output, sets = options.output or dist.get("output", "runs"), options.data or dist.get("data", "")
     recipe = options.recipe or dist.get("recipe", "glint360k_r100")
     name = options.name or dist.get("name") or default_run_name(recipe)
+    app = build(train_arguments(options))
+    with contextlib.suppress(Skipped, ComponentError):  # a recipe may lie where only the pods can read it
+        resolved = resolve(app)
+        output, sets = resolved["output"]["url"], resolved["verify"]["url"] or resolved["data"]["url"]
     given = {
         "model": f"{output.rstrip('/')}/{name}",
-        "sets": options.sets or options.data or dist.get("data", ""),
+        "sets": options.sets or sets.split(",")[0].strip(),
         "floor": str(options.floor),
         "hardware": options.hardware,
         "image": options.verify_image or options.image or image_of_both(),
@@ -150,9 +165,9 @@ def image_of_both() -> str:
     return ""
 
 
-def scheduler_options(runner: Runner, options: argparse.Namespace) -> dict[str, CfgVal]:
+def scheduler_options(runner: Runner, options: argparse.Namespace) -> Cfg:
     """``-cfg`` over what ``.torchxconfig`` says, as ``torchx run`` does it."""
-    cfg: dict[str, CfgVal] = dict(runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.cfg))
+    cfg: Cfg = dict(runner.scheduler_run_opts(options.scheduler).cfg_from_str(options.cfg))
     config.apply(options.scheduler, cfg)
     return cfg
 
@@ -163,7 +178,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("-s", "--scheduler", default="kubernetes")
     parser.add_argument("-cfg", "--cfg", default="", help="scheduler options, KEY=VALUE,...")
     parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")
-    parser.add_argument("--sets", default="", help="URL of the verification sets; default: the dataset's folder")
+    parser.add_argument(
+        "--sets",
+        default="",
+        help="URL of the verification sets; default: the recipe's verify.url, or the dataset's folder",
+    )
     for name in PASSED_ON:
         parser.add_argument(f"--{name}", default="", help="as of arcface_dist")
     parser.add_argument("--verify_image", default="", help="of the verification; default: the image that trained")

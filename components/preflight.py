@@ -32,10 +32,10 @@ from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 FILE = "components.py"
 
 
-def build(arguments: list[str]) -> AppDef:
+def build(arguments: list[str], name: str = "arcface_dist") -> AppDef:
     """The job, from the arguments and ``.torchxconfig``; refuses as the component does."""
-    component = get_component(f"{FILE}:arcface_dist")
-    defaults = load_sections(prefix="component").get(f"{FILE}:arcface_dist", {})
+    component = get_component(f"{FILE}:{name}")
+    defaults = load_sections(prefix="component").get(f"{FILE}:{name}", {})
     return materialize_appdef(component.fn, arguments, defaults)
 
 

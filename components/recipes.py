@@ -27,20 +27,22 @@ def known_recipe(recipe: str) -> None:
     names = recipe_names()
     if not names or recipe.endswith((".toml", ".py")) or recipe in names:
         return
+    if "/" in recipe or "." in recipe:
+        raise UnknownRecipeError(f"recipe {recipe!r}: the name of a recipe's file ends with .toml or .py")
     near = difflib.get_close_matches(recipe, names, 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UnknownRecipeError(f"unknown recipe {recipe!r}: {hint}python -m app.train --list-recipes shows all")
 
 
-def names_data(recipe: str, arguments: list[str]) -> bool:
-    """Whether a recipe says where its data is, as a few do; ``arguments`` are how it reaches the pods.
+def data_of(recipe: str, arguments: list[str]) -> str | None:
+    """Where a recipe says its data is, as a few do; ``arguments`` are how it reaches the pods.
 
-    That of a URL may: nobody reads it here.
+    Empty where it says nothing; None for that of a URL, which nobody reads here.
     """
     if "--recipe" not in arguments:
-        return any(word.startswith("--data.url=") for word in arguments)
+        return next((word.partition("=")[2] for word in arguments if word.startswith("--data.url=")), "")
     path = _FOLDER / f"{recipe}.toml"
-    return not path.exists() or bool(tomllib.loads(path.read_text()).get("data", {}).get("url"))
+    return str(tomllib.loads(path.read_text()).get("data", {}).get("url", "")) if path.exists() else None
 
 
 def default_run_name(recipe: str) -> str:

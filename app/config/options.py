@@ -55,6 +55,8 @@ def load_recipe(name: str) -> Recipe:
             recipe = override(recipe, path, value, name)
         return recipe
     names = recipe_names()
+    if name not in names and ("/" in name or "." in name):
+        raise RecipeError(f"recipe {redact(name)!r}: the name of a recipe's file ends with .toml or .py")
     if name not in names:
         raise RecipeError(f"unknown recipe {name!r}{hint(name, names)} --list-recipes shows all {len(names)}")
     return parse_recipe((resources.files("app.config") / "recipes" / f"{name}.toml").read_text(), name, name)

@@ -166,6 +166,44 @@ def test_what_is_not_there_is_told(server: ApiServer, command: str) -> None:
     assert line.startswith("error: there is no job 'gone' in namespace 'default'")
 
 
+@pytest.mark.parametrize("level", [["--log_level", "INFO"], ["--log_level=INFO"]])
+def test_an_option_in_front_of_the_subcommand_changes_no_answer(server: ApiServer, level: list[str]) -> None:
+    done = torchx(server, *level, "cancel", "kubernetes://torchx/default:gone")
+    assert done.returncode == 1
+    assert "error: there is no job 'gone'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("current-context: test", "current-context: nope"), "Expected object with name nope in "),
+        (("apiVersion: v1", "apiVersion: [v1"), "ParserError: while parsing a flow sequence"),
+        (("clusters:", "clusters: 3\nothers:"), "TypeError: "),
+    ],
+)
+def test_a_kubeconfig_that_cannot_be_used_is_one_line_with_its_reason(
+    server: ApiServer, change: tuple[str, str], message: str
+) -> None:
+    server.kubeconfig.write_text(server.kubeconfig.read_text().replace(*change))
+    done = torchx(server, "list", "-s", "kubernetes")
+    assert done.returncode == 1
+    (line,) = plain_lines(done)
+    assert line.startswith("error: no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config (")
+    assert message in line
+
+
+def test_a_configuration_of_arcface_torch_runs_on_data_that_the_pods_have(server: ApiServer, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.py"
+    ours.write_text("from easydict import EasyDict as edict\nconfig = edict()\nconfig.rec = '/train_tmp/ms1m'\n")
+    options = ["--nnodes", "1", "--recipe", str(ours), "--data", "s3://faces/ms1m"]
+    done = torchx(server, "run", *DIST, *options)
+    assert done.returncode == 0, done.stderr
+    assert "note: --data s3://faces/ms1m takes the place of the recipe's own, /train_tmp/ms1m" in done.stderr
+    command = server.jobs()[0]["spec"]["tasks"][1]["template"]["spec"]["containers"][0]["command"]
+    assert "/train_tmp" not in " ".join(command)
+    assert "no pod has this folder" in torchx(server, "run", *DIST, *options[:-1], "").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -10,6 +10,7 @@ from app.config.options import parse_arguments, to_toml
 from components import app_options
 from components.app_options import AppMissing, recipe_arguments
 from components.arguments import ComponentError
+from components.recipes import known_recipe
 from tests.components.test_appdefs import build
 from tests.jobs import ROOT
 
@@ -66,12 +67,29 @@ def test_a_configuration_of_arcface_torch_travels_as_what_differs_from_the_defau
     assert len(arguments) < 40
 
 
+def test_what_the_command_sets_replaces_the_recipes_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "ours.toml"
+    path.write_text('\ufeff[data]\nurl = "s3://theirs"\n[model]\ninit = "/home/me/r50.pt"\nbackbone = "r50"\n')
+    options = {"nnodes": "1", "hardware": "cpu", "recipe": str(path), "data": "s3://ours"}
+    args = build("arcface_dist", "--model.init=s3://models/r50.pt", **options).roles[1].args
+    words = args[args.index("--") + 1 :]
+    assert words[0] == "--model.backbone=r50"
+    assert not any("theirs" in word or "/home/me" in word for word in words)
+    assert capsys.readouterr().err == (
+        "note: --data s3://ours takes the place of the recipe's own, s3://theirs: --data '' keeps it\n"
+    )
+    build("arcface_dist", **{**options, "data": ""})
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("recipe", ["s3://configs/ours.toml", "glint360k_r100", "https://host/ours.py"])
 def test_names_and_urls_stay(recipe: str) -> None:
     assert recipe_arguments(recipe) == ["--recipe", recipe]
 
 
 def test_a_file_that_cannot_travel_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ours\.yaml': the name of a recipe's file ends with \.toml or \.py"):
+        known_recipe("ours.yaml")
     with pytest.raises(ComponentError, match=r"no\.toml: cannot be read here \(FileNotFoundError\): correct the path"):
         recipe_arguments(str(tmp_path / "no.toml"))
     (tmp_path / "bad.toml").write_text("[train\n")

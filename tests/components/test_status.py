@@ -158,6 +158,41 @@ def test_a_node_that_failed_a_pod_is_named() -> None:
     assert reason(JobFacts(job, pods=[pod])).startswith("trainer/3: UnexpectedAdmissionError")
 
 
+@pytest.mark.parametrize(
+    ("why", "message"),
+    [
+        ("FailedMount", 'MountVolume.SetUp failed for volume "x": hostPath type check failed'),
+        ("FailedCreatePodSandBox", "failed to setup network for sandbox"),
+        ("Pulling", 'Pulling image "a:1"'),
+    ],
+)
+@pytest.mark.parametrize("phase", ["Pending", "Running"])
+def test_what_the_kubelet_is_at_is_told_rather_than_what_has_passed(
+    server: ApiServer, capsys: pytest.CaptureFixture[str], phase: str, why: str, message: str
+) -> None:
+    put_job(server, phase)
+    tasks = server.objects[f"{JOBS}/{NAME}"]["spec"]["tasks"]
+    for task in tasks:
+        state = {"waiting": {"reason": "ContainerCreating"}} if task["name"] == "trainer-1" else {"running": {}}
+        scheduled = [{"type": "PodScheduled", "status": "True"}]
+        put_pod(server, task["name"], conditions=scheduled, containerStatuses=container(state=state))
+    # As Volcano leaves them: the older condition stays, and stays true.
+    old = {"type": "Unschedulable", "status": "True", "lastTransitionTime": "2026-11-25T10:00:00Z", "message": "full"}
+    new = {"type": "Scheduled", "status": "True", "lastTransitionTime": "2026-11-25T10:05:00Z"}
+    group = {"metadata": {"name": f"{NAME}-1234"}, "status": {"phase": "Running", "conditions": [old, new]}}
+    server.put(f"{GROUPS}/{NAME}-1234", group)
+    put_event(server, "Job", NAME, "FailedCreate", "Error creating pods: [exceeded quota]")
+    for number, event in enumerate([("Scheduled", "Successfully assigned"), (why, message)]):
+        put_event(server, "Pod", f"{NAME}-trainer-1-0", *event)
+        [*server.objects.values()][-1]["lastTimestamp"] = f"2026-11-25T10:06:0{number}Z"
+    assert say(capsys).startswith(f"{phase.upper()}: trainer/1: {why}: {message}")
+    put_event(server, "Pod", f"{NAME}-trainer-1-0", "Pulled", "Successfully pulled image")
+    [*server.objects.values()][-1]["lastTimestamp"] = "2026-11-25T10:07:00Z"
+    assert message not in say(capsys)
+    new["lastTransitionTime"] = "2026-11-25T09:00:00Z"  # placed once, and now no more
+    assert ("full" in say(capsys)) == (phase == "Pending")
+
+
 def test_words_of_events_and_files_reach_no_terminal_as_orders(
     server: ApiServer, bucket_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,8 +39,13 @@ def subcommand() -> str:
     program = Path(sys.argv[0] if sys.argv else "")
     if program.stem != "torchx" and program.parts[-3:] != ("torchx", "cli", "main.py"):
         return ""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    return words[0] if words else ""
+    words = iter(sys.argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word.startswith("--l") and "=" not in word:
+            next(words, "")  # --log_level, or short for it: the only one of TorchX's own options that takes a value
+    return ""
 
 
 def speak_plainly() -> None:

@@ -19,6 +19,7 @@ from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppRes
 from torchx.schedulers.kubernetes_scheduler import KubernetesJob, KubernetesScheduler, Opts
 from torchx.specs import AppDef, CfgVal
 from torchx.specs.overlays import JOIN, apply_overlay, get_overlay
+from yaml import YAMLError
 
 from torchx_plugins.schedulers._cluster import ClusterError, NoClusterError, check_cluster, explain
 from torchx_plugins.schedulers._command_line import speak_plainly, subcommand
@@ -146,12 +147,15 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         self._call(_split(app_id)[0], lambda: super(ElasticKubernetesScheduler, self)._delete_existing(app_id))
 
     def _client_or_explain(self) -> Any:
-        """The API client; a missing kubeconfig is said in words."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a kubeconfig that is not there: said below, in words
-            client = self._api_client()
+        """The API client; a kubeconfig that is missing or cannot be used is said in words."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # TorchX warns of a kubeconfig that cannot be used, and goes on
+            try:
+                client = self._api_client()
+            except (YAMLError, OSError, TypeError, KeyError, AttributeError, ValueError) as error:
+                raise NoClusterError(_no_cluster(f"{type(error).__name__}: {error}")) from error
         if client.configuration.host in ("", None, "http://localhost", "https://localhost"):
-            raise NoClusterError("no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config")
+            raise NoClusterError(_no_cluster(*(str(warning.message) for warning in said)))
         return client
 
     def _call(self, namespace: str, call: Callable[[], T]) -> T:
@@ -163,6 +167,11 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
             raise
         except Exception as error:
             raise explain(error, namespace, client.configuration.host) from error
+
+
+def _no_cluster(*reasons: str) -> str:
+    why = " ".join(" ".join(reasons).removeprefix("failed to load kube config: ").split())
+    return "no Kubernetes cluster is configured: set KUBECONFIG or ~/.kube/config" + (f" ({why})" if why else "")
 
 
 def _split(app_id: str) -> tuple[str, str]:
