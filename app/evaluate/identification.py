@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,7 +54,9 @@ def _read_protocol(url: str) -> Protocol:
 def identify_templates(
     ids: NDArray[np.int64], templates: NDArray[np.float64], galleries: list[Protocol], probes: Protocol | None
 ) -> dict[str, float]:
-    """The mean over the galleries of ``identify``.
+    """The mean over the galleries of ``identify``; of several also what insightface's scripts print, ``G1+G2 ...``.
+
+    Those put the galleries together, so that every probe has a mate: ranks, and ``identify_together``'s recall.
 
     Args:
         ids: int64 [T], sorted; ``templates`` float [T, D], units.
@@ -74,7 +77,42 @@ def identify_templates(
         )
         for gallery in galleries
     ]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    if len(galleries) < 2:
+        return found
+    people = np.concatenate([gallery[1] for gallery in galleries])
+    entries = templates[np.searchsorted(ids, np.concatenate([gallery[0] for gallery in galleries]))]
+    together = identify_together(templates[np.searchsorted(ids, probes[0])], probes[1], entries, people)
+    return found | {f"G1+G2 {name}": value for name, value in together.items()}
+
+
+def identify_together(
+    probes: NDArray[np.float64],
+    probe_people: NDArray[np.int64],
+    gallery: NDArray[np.float64],
+    gallery_people: NDArray[np.int64],
+) -> dict[str, float]:
+    """``rank-1`` and so on, and ``recall@0.01``, ``recall@0.1`` as insightface's 1:N script has them.
+
+    Recall is the share of the P mated probes that score their person above the impostor pair of rank
+    ``ceil(0.01 * P)``: so many pairs of P * G are false there, whichever probes they are of.
+    """
+    ranks = identify(probes, probe_people, gallery, gallery_people)
+    mated = np.isin(probe_people, gallery_people)
+    probes, probe_people = probes[mated], probe_people[mated]
+    wanted = [max(1, math.ceil(level * len(probes))) for level in FPIRS]
+    own, highest = np.empty(len(probes)), np.empty(0)
+    for start in range(0, len(probes), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        scores = probes[part] @ gallery.T
+        right = probe_people[part, None] == gallery_people[None]
+        own[part] = np.where(right, scores, -np.inf).max(1)
+        highest = np.sort(np.concatenate([highest, scores[~right]]))[::-1][: max(wanted)]
+    found = {name: value for name, value in ranks.items() if name.startswith("rank")}
+    for level, count in zip(FPIRS, wanted, strict=True):
+        if len(highest) >= count:
+            found[f"recall@{level}"] = float((own > highest[count - 1]).mean())
+    return found
 
 
 def identify(
