@@ -13,6 +13,7 @@ from app import storage
 from app.data.pixels import HALF_RANGE
 from app.device import onnx_providers
 from app.errors import AppError
+from app.evaluate.external_tensors import ExternalTensorError, take_in
 from app.evaluate.onnx_arithmetic import leading_affine
 from app.file_kinds import describe_kind
 from app.weights import ModelError
@@ -69,11 +70,13 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
     data = storage.read_bytes(url)
     try:
         model = onnx.load_from_string(data)
-        _refuse_other_files(model)
+        data = model.SerializeToString() if take_in(model, url) else data
         providers = onnx_providers(onnxruntime.get_available_providers())
         session = onnxruntime.InferenceSession(data, providers=providers)
-    except OnnxInputError as error:
+    except ExternalTensorError as error:
         raise OnnxInputError(f"{url}: {error}") from None
+    except storage.StorageError:
+        raise
     except Exception as error:  # the libraries raise many kinds, most of them their own
         words = (str(error).splitlines() or [type(error).__name__])[0]
         if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
@@ -110,21 +113,6 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         return np.concatenate(found)
 
     return embed, form
-
-
-def _refuse_other_files(model: Any) -> None:
-    """Tensors may say that they lie in another file, at any path; a model of faces is one file."""
-    waiting = [model]
-    while waiting:
-        message = waiting.pop()
-        if message.DESCRIPTOR.name == "TensorProto" and (message.external_data or message.data_location):
-            place = next((entry.value for entry in message.external_data if entry.key == "location"), "")
-            raise OnnxInputError(
-                f"a tensor lies in another file, {place!r}: save the model as one file, as onnx.save does by default"
-            )
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                waiting.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def _run(session: Any, inputs: dict[str, Any], where: str) -> list[Any]:

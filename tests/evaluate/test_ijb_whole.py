@@ -69,7 +69,9 @@ def templates_by_loops(folder: Path, model: torch.nn.Module) -> Vectors:
     """Template vectors as the protocol says: least squares by lstsq, pixels by OpenCV, one picture at a time."""
     sums: dict[int, dict[int, list[NDArray[np.float64]]]] = {}
     for face, row in zip(rows_of(folder, "face_tid_mid"), rows_of(folder, "name_5pts_score"), strict=True):
-        picture = cv2.cvtColor(cv2.imread(str(folder / "loose_crop" / row[0])), cv2.COLOR_BGR2RGB)
+        read = cv2.imread(str(folder / "loose_crop" / row[0]))
+        assert read is not None
+        picture = cv2.cvtColor(read, cv2.COLOR_BGR2RGB)
         points = np.array(row[1:11], dtype=float).reshape(5, 2)
         # x' = a x - b y + c, y' = b x + a y + d
         equations = [[x, -y, 1, 0] for x, y in points] + [[y, x, 0, 1] for x, y in points]
@@ -108,7 +110,8 @@ def ranks_by_loops(vectors: Vectors, gallery: range, probes: range, rank: int) -
 
 def recall_by_loops(vectors: Vectors, probes: range, level: float) -> float:
     """insightface's figure: the threshold lets ``ceil(level * probes)`` impostor pairs reach it."""
-    own, others = [], []
+    own: list[float] = []
+    others: list[float] = []
     for probe in probes:
         for entry in range(1, PEOPLE + 1):
             score = float(vectors[probe] @ vectors[entry])

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from app import storage
+from app.backbones.registry import build_backbone
 from app.device import detect_device, onnx_providers
 from app.errors import AppError
 from app.evaluate.model_source import open_model
@@ -119,7 +122,7 @@ def test_providers_follow_what_is_there_and_the_chosen_device(monkeypatch: pytes
     assert onnx_providers(there) == ["CPUExecutionProvider"]
 
 
-@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "weights\x1b[2J.bin"])
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "..", "a/b.bin", "", "s3:x", "w\x1b[2J.bin"])
 def test_tensors_in_other_files_are_refused_wherever_they_stand(tmp_path: Path, location: str) -> None:
     path = tmp_path / "model.onnx"
     write(path, [("Sub", 127.5)])
@@ -135,9 +138,52 @@ def test_tensors_in_other_files_are_refused_wherever_they_stand(tmp_path: Path, 
         tensor.external_data.add(key="location", value=location)
         other = tmp_path / f"{inside}.onnx"
         other.write_bytes(model.SerializeToString())
-        with pytest.raises(AppError, match="lies in another file") as caught:
+        with pytest.raises(AppError, match="read from the model's own folder alone") as caught:
             open_model(str(other), detect_device())
         assert str(caught.value).isprintable()
+
+
+def export_apart(folder: Path) -> torch.nn.Module:
+    """A backbone as today's ``torch.onnx.export`` writes it: the weights in ``model.onnx.data``."""
+    torch.manual_seed(0)
+    model = build_backbone("r10_small", embedding_size=16, image_size=32).eval()
+    folder.mkdir(exist_ok=True)
+    torch.onnx.export(model, (torch.zeros(1, 3, 32, 32),), folder / "model.onnx", external_data=True, verbose=False)
+    assert (folder / "model.onnx.data").stat().st_size > 100_000
+    return model
+
+
+def test_weights_beside_the_model_are_read_as_torch_writes_them(tmp_path: Path, bucket_url: str) -> None:
+    model = export_apart(tmp_path / "here")
+    images = np.random.default_rng(0).integers(0, 255, (3, 3, 32, 32), dtype=np.uint8)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images).float() / 127.5 - 1).numpy()
+    for name in ("model.onnx", "model.onnx.data"):
+        storage.write_bytes(f"{bucket_url}/{name}", (tmp_path / "here" / name).read_bytes())
+    for url in (str(tmp_path / "here" / "model.onnx"), f"{bucket_url}/model.onnx"):
+        np.testing.assert_allclose(open_model(url, detect_device()).embed(images), expected, atol=1e-4)
+
+
+def test_weights_beside_the_model_that_do_not_fit_it_are_told(tmp_path: Path) -> None:
+    export_apart(tmp_path)
+    path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    whole = beside.read_bytes()
+    beside.write_bytes(whole[:-100])
+    with pytest.raises(AppError, match=r"which has \d+; its shape needs \d+: is it the file that was written with"):
+        open_model(str(path), detect_device())
+    beside.unlink()
+    with pytest.raises(AppError, match=r"model\.onnx\.data"):
+        open_model(str(path), detect_device())
+    beside.write_bytes(whole)
+    model = onnx.load(str(path), load_external_data=False)
+    big = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    for number in range(50):  # all the same share: more memory than there are files for
+        again = model.graph.initializer.add()
+        again.CopyFrom(big)
+        again.name = f"again{number}"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(AppError, match="claim more than"):
+        open_model(str(path), detect_device())
 
 
 def test_sizes_that_no_file_holds_are_refused(tmp_path: Path) -> None:
