@@ -55,7 +55,8 @@ class Device:
         """From here on, the same operation on the same numbers gives the same bits, whatever else this process does.
 
         On a CPU: one thread, as sums are divided among threads. On accelerators: torch's deterministic algorithms,
-        and for CUDA the workspace of cuBLAS that they ask for.
+        and for CUDA the workspace of cuBLAS that they ask for; no search for the fastest kernels, which finds others
+        in another process.
         """
         import torch
 
@@ -64,6 +65,7 @@ class Device:
             return
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
         """Autocast context of a precision: fp32 (none), bf16 or fp16."""

@@ -6,17 +6,17 @@ AdamW takes it in a buffer of one block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from app.head.forms import Gradient, gradients
 from app.head.lanes import in_lanes
 from app.head.partial_fc import Part, PartialFC
-from app.head.shaped_softmax import ShapedGradient, shaped_block_gradient
-from app.head.softmax import ActiveCentres, Block, BlockGradient, Buffers, block_gradient
+from app.head.softmax import ActiveCentres, Block
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _WholeGradient:
         values.add_(self.values).add_(centres, alpha=decay)
 
 
-Gradient = BlockGradient | ShapedGradient | _WholeGradient
+AnyGradient = Gradient | _WholeGradient
 
 
 class CentreOptimizer:
@@ -81,17 +81,9 @@ class CentreOptimizer:
             blocks = active.blocks(self.head.block_classes(len(part.samples)))
             in_lanes(partial(update, part, lr), blocks, active.centres.device)
 
-    def _gradients(self, part: Part, blocks: Sequence[Block]) -> Callable[[Block, Tensor], Gradient]:
-        settings, active, samples = self.head.settings, part.active, part.samples
-        unit = samples.unit.to(settings.dtype)
-        if not settings.plain:
-            return lambda block, weight: shaped_block_gradient(samples, unit, block, weight, settings)
-        buffers = Buffers(len(samples), blocks, unit.device)
-        return lambda block, weight: block_gradient(samples, unit, active, block, weight, settings, buffers)
-
     def _update_active(self, part: Part, lr: float, blocks: Sequence[Block]) -> None:
         """Blocks of the active classes."""
-        gradient_of = self._gradients(part, blocks)
+        gradient_of = gradients(part.samples, part.active, self.head.settings, blocks)
         for block in blocks:
             weight = block.read(part.active.centres)
             self._update(part, block, weight, gradient_of(block, weight), lr)
@@ -99,9 +91,11 @@ class CentreOptimizer:
     def _update_all(self, part: Part, lr: float, blocks: Sequence[Block]) -> None:
         """``dense`` where classes were sampled: blocks of all centres, with gradient 0 for most."""
         active = part.active
+        rows = active.host_rows
         assert active.rows is not None
-        rows = active.rows.cpu()
-        gradient_of = self._gradients(part, blocks)  # of the active classes in a block there are at most as many
+        assert rows is not None
+        # Of the active classes in a block there are at most as many as in the block.
+        gradient_of = gradients(part.samples, active, self.head.settings, blocks)
         for block in blocks:
             weight = block.read(active.centres)
             whole = torch.zeros_like(weight)
@@ -115,7 +109,7 @@ class CentreOptimizer:
                 whole.index_copy_(0, inside, gradient)
             self._update(part, block, weight, _WholeGradient(whole), lr)
 
-    def _update(self, part: Part, block: Block, weight: Tensor, gradient: Gradient, lr: float) -> None:
+    def _update(self, part: Part, block: Block, weight: Tensor, gradient: AnyGradient, lr: float) -> None:
         stored = {key: value[part.rows] for key, value in self.state.items()}
         state = {key: block.read(value) for key, value in stored.items()}
         if self.name == "sgd":
@@ -127,7 +121,7 @@ class CentreOptimizer:
         for key, value in state.items():
             block.write(stored[key], value)
 
-    def _adamw(self, weight: Tensor, gradient: Gradient, state: dict[str, Tensor], lr: float) -> None:
+    def _adamw(self, weight: Tensor, gradient: AnyGradient, state: dict[str, Tensor], lr: float) -> None:
         """arXiv:1711.05101, in torch's order of operations."""
         values = torch.empty_like(weight)
         gradient.add_to(values, 0.0, weight, 0.0)

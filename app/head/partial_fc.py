@@ -18,9 +18,10 @@ from app.errors import AppError
 from app.head.class_shards import class_range, sample_classes
 from app.head.collectives import GatherEmbeddings, LogSumExpOverRanks, SumOverRanks, gather_labels
 from app.head.config import HeadConfig
+from app.head.forms import others_log_sum_exp
 from app.head.margins import make_margin
-from app.head.shaped_softmax import own_direction, shaped_log_sum_exp
-from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings, log_sum_exp
+from app.head.shaped_softmax import own_direction
+from app.head.softmax import ActiveCentres, BlockwiseLogSumExp, Samples, SoftmaxSettings
 from app.seeds import torch_stream
 from app.settings import first_problem
 
@@ -161,7 +162,7 @@ class PartialFC(nn.Module):
                 raise HeadError("sampling classes needs the labels of the whole global batch")
             shards = (rate, shape.logical_shards, shape.seed)
             classes = sample_classes(labels, shape.num_classes, *shards, step, self.start, self.stop)
-            rows = (classes - self.start).to(self.centres.device)
+            rows = classes - self.start
         self.active = ActiveCentres(self.centres, rows)
 
     def forward(self, embeddings: Tensor, labels: Tensor, global_batch: float) -> Tensor:
@@ -212,15 +213,11 @@ class PartialFC(nn.Module):
         """Log-sum-exp of this rank's active classes but the own one, float32 [N]."""
         active, settings = self.active, self.settings
         blocks = active.blocks(self.block_classes(len(unit)))
-        if settings.plain:
-            others = BlockwiseLogSumExp.apply(unit, blocks, lambda x, some: log_sum_exp(x, active, own, settings, some))
-            active.measured = True
-        else:
-            others = BlockwiseLogSumExp.apply(
-                unit, blocks, lambda x, some: shaped_log_sum_exp(x, active, own, settings, some, threshold)
-            )
-        found: Tensor = others
-        return found
+        others: Tensor = BlockwiseLogSumExp.apply(
+            unit, blocks, lambda x, some: others_log_sum_exp(x, active, own, settings, some, threshold)
+        )
+        active.measured = settings.plain
+        return others
 
     def finite(self) -> Tensor:
         """Whether the gradient of the centres is finite on this rank, bool []; known from numbers a sample."""

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from app.head.class_shards import class_range, sample_classes
 from app.head.config import HeadConfig
+from app.head.forms import others_log_sum_exp
 from app.head.partial_fc import ABSENT, HeadError, HeadShape, Part, PartialFC
-from app.head.shaped_softmax import own_direction, shaped_log_sum_exp
-from app.head.softmax import ActiveCentres, Samples, log_sum_exp
+from app.head.shaped_softmax import own_direction
+from app.head.softmax import ActiveCentres, Samples
 
 _NOTHING = -1e30  # the log-sum-exp of no class at all, with a gradient that is 0
 
@@ -81,7 +82,7 @@ class ReproduciblePartialFC(PartialFC):
                 assert labels is not None
                 shards = (rate, shape.logical_shards, shape.seed)
                 classes = sample_classes(labels, shape.num_classes, *shards, step, first, last)
-                rows = (classes - first).to(self.centres.device)
+                rows = classes - first
             self._shards.append(ActiveCentres(self.centres[first - self.start : last - self.start], rows))
 
     def forward(self, embeddings: Tensor, labels: Tensor, global_batch: float) -> Tensor:
@@ -138,15 +139,11 @@ class ReproduciblePartialFC(PartialFC):
         for rank, share in enumerate(self.shares):
             for number, part in enumerate(self._kept[share[turn]] if turn < len(share) else []):
                 part.threshold = None if thresholds is None else thresholds[rank]
-                found = self._log_sum_exp(part, self._shards[number], size)
-                lse[number, rank], gradient[number, rank] = found
+                active = self._shards[number]
+                lse[number, rank], gradient[number, rank] = others_log_sum_exp(
+                    part.unit, active, part.own, self.settings, active.blocks(size), part.threshold
+                )
         return lse, cosine, gradient
-
-    def _log_sum_exp(self, kept: _Kept, active: ActiveCentres, size: int) -> tuple[Tensor, Tensor]:
-        blocks = active.blocks(size)
-        if self.settings.plain:
-            return log_sum_exp(kept.unit, active, kept.own, self.settings, blocks)
-        return shaped_log_sum_exp(kept.unit, active, kept.own, self.settings, blocks, kept.threshold)
 
     def _thresholds(self, cosine: Tensor, turn: int) -> Tensor | None:
         """Above which cosines of other classes are hard, [W, B], from own cosines [S, W, B]; or None."""

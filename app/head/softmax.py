@@ -25,9 +25,8 @@ may accumulate straight into the momentum: no array [K, N], no gradient [K, D]. 
 only the order of sums differs.
 
 **Low precision.** Products may run in bfloat16 or float16, sums and exponentials stay float32. bfloat16 has the range
-of float32, so its operands are only rounded. Those of float16 are scaled, so that it neither overflows nor loses small
-terms: centres become unit vectors, and the weights of every sum (of a row in the forward pass, of a column in the
-update) add up to 2^15, so the sum of unit vectors is at most that.
+of float32, so its operands are only rounded. float16 must neither overflow nor lose small terms: its form stands in
+``app/head/half_softmax.py``.
 """
 
 from __future__ import annotations
@@ -92,10 +91,17 @@ SumOfBlocks = Callable[[Tensor, Sequence[Block]], tuple[Tensor, Tensor]]
 
 
 class ActiveCentres:
-    """The centres that take part in a step: all of [C, D], or some rows (int64 [K], ascending)."""
+    """The centres that take part in a step: all of [C, D], or some rows.
+
+    Args:
+        rows: int64 [K], ascending, in the host's memory.
+    """
 
     def __init__(self, centres: Tensor, rows: Tensor | None) -> None:
-        self.centres, self.rows = centres, rows
+        self.centres, self.host_rows, self.rows = centres, rows, rows
+        if rows is not None and centres.device.type != "cpu":
+            # From page-locked memory: else the copy, and the host with it, would wait for what is queued before.
+            self.rows = rows.pin_memory().to(centres.device, non_blocking=True)
         self._lengths = torch.empty(len(self), device=centres.device)
         self.measured = False  # whether all lengths are known; they hold until the update
 
@@ -107,31 +113,13 @@ class ActiveCentres:
         ends = [(start, min(start + size, len(self))) for start in range(0, len(self), size)]
         return [Block(*end, slice(*end) if self.rows is None else self.rows[slice(*end)]) for end in ends]
 
-    def operand(self, block: Block, weight: Tensor, dtype: torch.dtype) -> Operand:
-        """A block's centres ``float32 [k, D]``, made ready for products."""
+    def lengths(self, block: Block, weight: Tensor) -> Tensor:
+        """|w| of a block's centres ``float32 [k, D]``, float32 [k]; measured once a step."""
         lengths = self._lengths[block.start : block.stop]
         if not self.measured:
             torch.linalg.vector_norm(weight, dim=1, out=lengths)
             lengths.clamp_min_(_TINY)
-        inverse = lengths.reciprocal()
-        if dtype != torch.float16:
-            return Operand(weight.to(dtype), lengths, inverse, inverse)
-        ones = torch.ones_like(lengths)
-        return Operand((weight * inverse[:, None]).to(dtype), ones, ones, inverse)
-
-
-@dataclass(frozen=True)
-class Operand:
-    """Centres as a factor of products.
-
-    ``weight`` [k, D] in the products' type, ``lengths`` [k] of its rows and their ``inverse``: cosine = x . weight *
-    inverse. ``centre_inverse`` [k]: 1 / |w| of the centres as stored.
-    """
-
-    weight: Tensor
-    lengths: Tensor
-    inverse: Tensor
-    centre_inverse: Tensor
+        return lengths
 
 
 class Buffers:
@@ -157,7 +145,7 @@ def log_sum_exp(
         unit: float32 [N, D], embeddings of length 1.
         own: int64 [N], active row of the sample's own class, or -1 where it is not here.
     """
-    operand_of_products = unit.to(settings.dtype)
+    operand = unit.to(settings.dtype)
     total = unit.new_zeros(len(unit))
     towards = torch.zeros_like(unit)
     running = settings.scale > LARGEST_PLAIN_SCALE
@@ -165,16 +153,18 @@ def log_sum_exp(
     shift = unit.new_zeros(len(unit))
     buffers = Buffers(len(unit), blocks, unit.device)
     for block in blocks:
-        operand = active.operand(block, block.read(active.centres), settings.dtype)
+        weight = block.read(active.centres)
+        lengths = active.lengths(block, weight)
+        factor, inverse = weight.to(settings.dtype), lengths.reciprocal()
         raw, terms = buffers.views(block.stop - block.start)
-        _multiply(operand_of_products, operand.weight.T, raw)
+        _multiply(operand, factor.T, raw)
         put_in_column(raw, own - block.start, raw.new_full((1,), -torch.inf))
-        struck = _find_filtered(raw, operand, settings)
-        torch.addcmul(operand.inverse.log(), raw, settings.scale * operand.inverse, out=terms)
+        struck = raw > settings.filtering * lengths if settings.filtering > 0 else None
+        torch.addcmul(inverse.log(), raw, settings.scale * inverse, out=terms)
         if struck is not None:
             terms.masked_fill_(struck, -torch.inf)
         if running:
-            logits = raw.mul_(settings.scale * operand.inverse)
+            logits = raw.mul_(settings.scale * inverse)
             logits = logits if struck is None else logits.masked_fill_(struck, 0.0)
             higher = torch.maximum(highest, logits.amax(1))
             shift = torch.where(torch.isinf(higher), 0, higher)
@@ -184,8 +174,8 @@ def log_sum_exp(
             terms.sub_(shift[:, None])
             highest = higher
         terms.exp_()
-        total.add_(torch.mv(terms, operand.lengths))
-        add_weighted(towards, terms, operand.weight)
+        total.add_(torch.mv(terms, lengths))
+        add_weighted(towards, terms, factor)
         if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
             # Where there is one, the shift is at least 0; elsewhere exp(-shift) may be inf, and 0 * inf is NaN.
             total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
@@ -268,23 +258,18 @@ def block_gradient(
         unit: ``samples.unit`` in the type of the products.
         weight: float32 [k, D], the block's centres.
     """
-    operand = active.operand(block, weight, settings.dtype)
+    lengths = active.lengths(block, weight)
+    inverse = lengths.reciprocal()
     raw, terms = buffers.views(block.stop - block.start)
-    _multiply(unit, operand.weight.T, raw)
-    torch.addcmul(samples.offset[:, None], raw, settings.scale * operand.inverse, out=terms)
-    struck = _find_filtered(raw, operand, settings)
-    if struck is not None:
-        terms.masked_fill_(struck, -torch.inf)
+    _multiply(unit, weight.to(settings.dtype).T, raw)
+    torch.addcmul(samples.offset[:, None], raw, settings.scale * inverse, out=terms)
+    if settings.filtering > 0:
+        terms.masked_fill_(raw > settings.filtering * lengths, -torch.inf)
     terms.exp_()
     put_in_column(terms, samples.own - block.start, samples.to_target)
-    terms.mul_(operand.centre_inverse)
-    along = raw.mul_(terms).sum(0).mul_(operand.inverse).mul_(operand.centre_inverse).neg_()
+    terms.mul_(inverse)
+    along = raw.mul_(terms).sum(0).mul_(inverse).mul_(inverse).neg_()
     return BlockGradient(terms, unit, along)
-
-
-def _find_filtered(raw: Tensor, operand: Operand, settings: SoftmaxSettings) -> Tensor | None:
-    """Where the cosine of another class is above the threshold, bool [N, k]."""
-    return raw > settings.filtering * operand.lengths if settings.filtering > 0 else None
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:

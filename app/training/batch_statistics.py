@@ -31,6 +31,7 @@ class BatchStatistics:
         layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._layers = [layer for layer in layers if layer.running_mean is not None and layer.running_var is not None]
         self._flat: Tensor | None = None
+        self._counts, self._training = self._gather_counts(), list[bool]()
         self._places: list[slice] = []  # of the layers in the buffer
         buffers = [buffer for layer in self._layers for buffer in (layer.running_mean, layer.running_var)]
         if not buffers:
@@ -48,13 +49,25 @@ class BatchStatistics:
         self._before = self._flat.clone()
         self._total = torch.zeros_like(self._flat)
 
+    def _gather_counts(self) -> Tensor | None:
+        """The layers' ``num_batches_tracked``, int64 [L], of which each keeps a view: to ask each would wait for it."""
+        counts = [layer.num_batches_tracked for layer in self._layers]
+        found = [count for count in counts if count is not None]
+        if len(found) < len(counts) or not found:
+            return None
+        flat = torch.stack(found)
+        for layer, count in zip(self._layers, flat, strict=True):
+            layer.register_buffer("num_batches_tracked", count)
+        return flat
+
     def begin_step(self) -> None:
         """Remember the running statistics that every micro-batch of this step starts from."""
         if self._flat is not None:
             self._before.copy_(self._flat)
             self._total.zero_()
             self._parts = []
-        self._counts = [int(n) if (n := layer.num_batches_tracked) is not None else 0 for layer in self._layers]
+        if self._counts is not None:
+            self._counts_before = self._counts.clone()
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -79,10 +92,19 @@ class BatchStatistics:
             elif dist.is_initialized():
                 dist.all_reduce(self._total)
             self._flat.copy_(self._total / self.logical_workers)
-        for layer, place, count in zip(self._layers, self._places, self._counts, strict=True):
-            # A frozen layer keeps every bit, which the mean of equal numbers need not.
+        # A frozen layer keeps every bit, which the mean of equal numbers need not.
+        for layer, place in zip(self._layers, self._places, strict=True):
             if not layer.training:
                 self._flat[place] = self._before[place]
+        if self._counts is not None:
             # One step is one update, however many micro-batches this rank ran.
-            elif layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.fill_(count + keep)
+            torch.add(self._counts_before, self._learning(), alpha=int(keep), out=self._counts)
+
+    def _learning(self) -> Tensor:
+        """1 for each layer that trains and 0 for those that rest, int64 [L]."""
+        training = [layer.training for layer in self._layers]
+        if training != self._training:
+            assert self._counts is not None
+            self._training = training
+            self._ones = torch.tensor(training, dtype=torch.int64, device=self._counts.device)
+        return self._ones

@@ -168,7 +168,6 @@ class Trainer:
         # Insightface sums the means of micro-batches: the loss, and with it every gradient, is so many times larger.
         weight = self.recipe.train.batch_size * self.plan.logical_workers / self.summed
         self._check_labels(batches)
-        self.head.begin_step(number, self._all_labels(batches))
         self.optimizer.zero_grad(set_to_none=True)
         self.statistics.begin_step()
         self.device.clear_overflow()
@@ -184,6 +183,8 @@ class Trainer:
                 watchdog.enter("forward", number)
                 embeddings, labels, distance = self._forward(batch)
                 watchdog.enter("head")
+                if turn == 0:  # classes are sampled on the host, while an accelerator is busy with the backbone
+                    self.head.begin_step(number, self._all_labels(batches))
                 self.head_update.join()
                 micro_loss = self.head(embeddings, labels, weight)
                 if self.distillation is not None:

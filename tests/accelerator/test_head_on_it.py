@@ -9,7 +9,7 @@ import torch
 
 from app.device import detect_device
 from tests.head.oracle import Case
-from tests.head.test_partial_fc import CASES, MARGINS, compare, train
+from tests.head.test_partial_fc import CASES, HALF_CHANGES, MARGINS, compare, train
 
 DEVICE = detect_device()
 pytestmark = pytest.mark.skipif(DEVICE.kind == "cpu", reason="needs an accelerator")
@@ -17,19 +17,19 @@ pytestmark = pytest.mark.skipif(DEVICE.kind == "cpu", reason="needs an accelerat
 
 def test_float32_losses_gradients_and_updates_equal_the_plain_formula() -> None:
     for case in CASES:
-        compare(case, [train(case, 0, 1, 3, device=DEVICE.torch_device)], 3, 1e-5)
+        compare(case, [train(case, 0, 1, 3, device=DEVICE.torch_device)], 3, 5e-5)
 
 
 @pytest.mark.parametrize("change", [{}, {"rate": 0.5}, {"filtering": 0.3}, {"scale": 100.0}, {"sub_centres": 3}])
 def test_blocks_that_do_not_divide_the_classes_change_nothing(change: dict[str, Any]) -> None:
     case = Case(classes=1100, **change)
-    compare(case, [train(case, 0, 1, 3, block_bytes=300 << 10, device=DEVICE.torch_device)], 3, 1e-5)
+    compare(case, [train(case, 0, 1, 3, block_bytes=300 << 10, device=DEVICE.torch_device)], 3, 5e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_products_differ_by_a_hundredth_at_most(dtype: torch.dtype) -> None:
     for margin in MARGINS:
-        for change in ({}, {"rate": 0.5}, {"optimizer": "adamw", "lr": 2e-4}):
+        for change in HALF_CHANGES:
             case = Case(classes=600, size=512, **margin, **change)
             compare(case, [train(case, 0, 1, 3, matmul_dtype=dtype, device=DEVICE.torch_device)], 3, 1e-2)
 

@@ -52,6 +52,13 @@ CASES = [
     Case(classes=29, margin=("combined", 3.0, 0.3, 0.0), easy_margin=True),
     Case(classes=4, batch=60, labels=1, rate=1e-9, margin=("combined", 2.0, 0.0, 0.2)),
 ]
+HALF_CHANGES: list[dict[str, Any]] = [
+    {},
+    {"rate": 0.5},
+    {"optimizer": "adamw", "lr": 2e-4},
+    {"rate": 0.5, "update": "dense"},
+    {"scale": 100.0},
+]
 STEPS = 3
 
 
@@ -104,7 +111,7 @@ def all_cases(rank: int, world: int, workers: int) -> list[Any]:
 
 def compare(case: Case, ranks: list[Any], workers: int, tolerance: float) -> None:
     """Every figure against the oracle: in float32 the largest error by the largest value, else norm by norm."""
-    order = torch.inf if tolerance <= 1e-5 else 2
+    order = torch.inf if tolerance < 1e-4 else 2
     tolerance *= max(1.0, case.steepness / 64)  # a logit's rounding error grows with it, and exp hands it on
     oracle = Oracle(case, workers, STEPS)
 
@@ -154,12 +161,20 @@ def test_blocks_that_divide_the_classes_or_do_not_change_nothing(block_bytes: in
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("margin", MARGINS)
-@pytest.mark.parametrize("change", [{}, {"rate": 0.5}, {"optimizer": "adamw", "lr": 2e-4}])
+@pytest.mark.parametrize("change", HALF_CHANGES)
 def test_half_precision_products_differ_by_a_hundredth_at_most(
     dtype: torch.dtype, margin: dict[str, Any], change: dict[str, Any]
 ) -> None:
     case = Case(classes=600, size=512, **margin, **change)
-    compare(case, [train(case, 0, 1, 3, matmul_dtype=dtype)], 3, 1e-2)
+    compare(case, [train(case, 0, 1, 3, matmul_dtype=dtype, block_bytes=1)], 3, 1e-2)  # five blocks, the last smaller
+
+
+@pytest.mark.parametrize("scale", [30.0, 100.0])
+@pytest.mark.parametrize("change", [{}, {"rate": 0.5, "update": "dense"}])
+def test_fp16_products_with_filtering(scale: float, change: dict[str, Any]) -> None:
+    # A tenth of the cosines counts as 0; now and then rounding moves one across the threshold, which costs per cents.
+    case = Case(classes=600, size=16, filtering=0.3, scale=scale, **change)
+    compare(case, [train(case, 0, 1, 3, matmul_dtype=torch.float16, block_bytes=1)], 3, 0.1)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
