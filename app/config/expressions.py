@@ -17,6 +17,7 @@ from app.config.recipe import RecipeError
 MISSING = object()  # a setting that nothing set
 _LONGEST = 16 << 10
 _LARGEST = 2**63
+_MOST_TURNS = 1000
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -50,6 +51,7 @@ _CALLS: dict[str, Callable[[Any], Any]] = {
 }
 _OF_SEVERAL: dict[str, Callable[[Any], Any]] = {"max": max, "min": min}
 _JOINS = ("os.path.join", "osp.join", "path.join", "join", "posixpath.join")
+_PATHS = ("Path", "PurePath", "PosixPath", "PurePosixPath")  # of pathlib; joined here as texts
 
 
 class Expressions:
@@ -57,6 +59,7 @@ class Expressions:
 
     def __init__(self, where: str) -> None:
         self.where = where
+        self.turns = _MOST_TURNS  # of all loops together, so that those within loops end
         self.variables: dict[str, Any] = {"__name__": "config"}  # as a module that is imported sees itself
 
     def setting(self, name: str) -> Any:
@@ -75,17 +78,8 @@ class Expressions:
         """
         match node:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-                pair = self.value(left), self.value(right)
-                if all(isinstance(value, int | float) for value in pair):
-                    return self.calculate(node, type(op), *pair)
-                if (
-                    isinstance(op, ast.Add)
-                    and type(pair[0]) is type(pair[1])
-                    and isinstance(pair[0], str | list | tuple)
-                ):
-                    return self.bounded(node, pair[0] + pair[1])
-                if isinstance(op, ast.Mod) and isinstance(pair[0], str):
-                    return self.filled(node, re.split("%[sd]", pair[0]), pair[1])
+                if (found := self.operated(node, op, self.value(left), self.value(right))) is not MISSING:
+                    return found
             case ast.UnaryOp(op=ast.USub(), operand=operand) if isinstance(number := self.value(operand), int | float):
                 return -number
             case ast.UnaryOp(op=ast.UAdd(), operand=operand) if isinstance(number := self.value(operand), int | float):
@@ -111,6 +105,8 @@ class Expressions:
                 return found
             case ast.List(elts=elements):
                 return self.bounded(node, [self.value(element) for element in elements])
+            case ast.ListComp(elt=element, generators=[ast.comprehension() as loop]) if not loop.is_async:
+                return self.bounded(node, self.comprehended(element, loop))
             case ast.Tuple(elts=elements):
                 return self.bounded(node, tuple(self.value(element) for element in elements))
             case ast.Dict(keys=keys, values=values) if all(isinstance(key, ast.Constant) for key in keys):
@@ -147,6 +143,37 @@ class Expressions:
         except (LookupError, TypeError) as error:
             raise self.refusal(node, f"{shown(node)!r}: there is no such item") from error
 
+    def operated(self, node: ast.expr, op: ast.operator, left: Any, right: Any) -> Any:
+        """Arithmetic, texts and lists put together, paths joined, a text filled; ``MISSING`` of anything else."""
+        pair = left, right
+        if all(isinstance(value, int | float) for value in pair):
+            return self.calculate(node, type(op), left, right)
+        if isinstance(op, ast.Add) and type(left) is type(right) and isinstance(left, str | list | tuple):
+            return self.bounded(node, left + right)
+        if isinstance(op, ast.Div) and all(isinstance(value, str) for value in pair):
+            return self.bounded(node, posixpath.join(left, right))
+        if isinstance(op, ast.Mod) and isinstance(left, str):
+            return self.filled(node, re.split("%[sd]", left), right)
+        return MISSING
+
+    def comprehended(self, element: ast.expr, loop: ast.comprehension) -> list[Any]:
+        """``[ELEMENT for NAME in VALUES if TEST]``, of short values."""
+        values = self.value(loop.iter)
+        short = isinstance(values, list | tuple) and len(values) <= self.turns
+        if not short or not isinstance(loop.target, ast.Name):
+            raise self.refusal(loop.iter, f"{shown(loop.iter)!r} is no short list to go through; write the values")
+        name, found = loop.target.id, []
+        before = self.variables.get(name, MISSING)
+        self.turns -= len(values)
+        for value in values:
+            self.variables[name] = value
+            if all(self.test(test) for test in loop.ifs):
+                found.append(self.value(element))
+        self.variables.pop(name, None)
+        if before is not MISSING:
+            self.variables[name] = before
+        return found
+
     def environment(self, node: ast.expr) -> Any:
         """Of an expression that asks the environment; ``MISSING`` of any other."""
         if (found := asked(node)) is None:
@@ -177,7 +204,9 @@ class Expressions:
                 func=ast.Attribute(value=ast.Constant(value=str(text)), attr="format"), args=args, keywords=[]
             ):
                 return self.filled(node, text.split("{}"), tuple(self.value(argument) for argument in args))
-            case ast.Call(func=function, args=args, keywords=[]) if ast.unparse(function) in _JOINS and args:
+            case ast.Call(func=ast.Name(id="range"), args=args, keywords=[]) if 0 < len(args) < 4:
+                return self.counted(node, [self.value(argument) for argument in args])
+            case ast.Call(func=function, args=args, keywords=[]) if _joins(function) and args:
                 names = [self.value(argument) for argument in args]
                 if all(isinstance(name, str) for name in names):
                     return self.bounded(node, posixpath.join(*names))
@@ -191,6 +220,13 @@ class Expressions:
                 except (ValueError, TypeError, OverflowError) as error:
                     raise self.refusal(node, f"{name}() of that fails: {error}") from error
         return MISSING
+
+    def counted(self, node: ast.expr, limits: list[Any]) -> list[int]:
+        """A short ``range``."""
+        whole = all(isinstance(limit, int) for limit in limits) and (len(limits) < 3 or limits[2])
+        if whole and len(range(*limits)) <= _MOST_TURNS:
+            return list(range(*limits))
+        raise self.refusal(node, f"{shown(node)!r} is no short range of whole numbers; write the values")
 
     def calculate(self, node: ast.expr, op: type[ast.operator], left: Any, right: Any) -> Any:
         """Arithmetic whose result fits 64 bits."""
@@ -244,6 +280,11 @@ class Expressions:
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return not self.test(operand)
         return bool(self.value(node))
+
+
+def _joins(function: ast.expr) -> bool:
+    name = ast.unparse(function)
+    return name in _JOINS or name.removeprefix("pathlib.") in _PATHS
 
 
 def _is_long(value: Any) -> bool:

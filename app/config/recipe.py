@@ -113,6 +113,12 @@ class DistillConfig:
     )
     teacher_backbone: str = setting("", "architecture of a teacher that is a bare state dict")
     teacher_embedding_size: int = setting(512, "its embedding size", minimum=1)
+    teacher_colours: str = setting(
+        "RGB",
+        "order of colours that it was trained on (AdaFace: BGR), where its file does not say",
+        choices=("RGB", "BGR"),
+    )
+    teacher_names: str = setting("", "of a bare state dict: as model.init_names")
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,10 @@ def _fields(name: str, assignment: Assignment, *, told: bool) -> dict[str, Any]:
         raise RecipeError(value.reason)
     if name in _FIELDS:
         return {_FIELDS[name]: value}
+    if name not in _TURNED and value is None:  # what a fork added and this file leaves out
+        if told:
+            warnings.warn(f"{where}: config.{name} is not known here, and None says nothing", stacklevel=4)
+        return {}
     if name not in _TURNED:
         near = difflib.get_close_matches(name, [*_FIELDS, *_TURNED, *_DROPPED], 1)
         hint = f": did you mean {near[0]!r}?" if near else ": remove it, and give its counterpart as an option"

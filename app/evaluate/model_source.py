@@ -46,7 +46,7 @@ WHAT = "URL of a run folder, its /checkpoints, a .onnx, or weights: .pt, .pth, .
 
 @dataclass(frozen=True)
 class Foreign:
-    """How a bare state dict of another program is read: order of colours, URL of a map of names (``read_names``)."""
+    """How a model of another program is read: order of colours; names of a bare state dict (URL, ``read_names``)."""
 
     colours: str = "RGB"
     names: str = ""
@@ -61,7 +61,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, what: str = WHAT) -> N
         "--weights-colours",
         choices=("RGB", "BGR"),
         default="RGB",
-        help="of a bare state dict: order of colours that it was trained on (AdaFace: BGR)",
+        help="of a bare state dict or an .onnx that does not say: order of colours it was trained on (AdaFace: BGR)",
     )
     parser.add_argument("--weights-names", default="", help="of a bare state dict: as model.init_names")
 
@@ -102,7 +102,7 @@ def open_model(
     if not url.strip():
         raise ModelSourceError(f"no model is named: give a {WHAT.removeprefix('URL of a ')}")
     if without_query(url).endswith(".onnx"):
-        return _open_onnx(url)
+        return _open_onnx(url, foreign.colours)
     model, about = open_backbone(
         url, device, backbone=backbone, embedding_size=embedding_size, image_size=image_size, foreign=foreign
     )
@@ -212,8 +212,8 @@ def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Modu
     return model, {"backbone": recipe.model.backbone, **sizes, "recipe": recipe.name, "step": state.step}
 
 
-def _open_onnx(url: str) -> OpenedModel:
-    embed, form = open_onnx(url)
+def _open_onnx(url: str, colours: str) -> OpenedModel:
+    embed, form = open_onnx(url, colours=colours)
     about = {"backbone": "onnx", "image_size": form.size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
     return OpenedModel(embed, form.size, about)
 

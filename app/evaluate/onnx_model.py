@@ -55,13 +55,54 @@ class InputForm:
         return (images.astype(np.float32) - np.float32(self.mean)) / np.float32(self.scale)
 
 
-def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], InputForm]:
+def open_onnx(
+    url: str, *, colours: str = "RGB"
+) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], InputForm]:
     """What embeds ``uint8 [B, 3, S, S]`` with the model at ``url``, and how it feeds it.
+
+    Args:
+        colours: order that it takes, where its metadata do not say.
 
     Raises:
         ModelError: the file is no ONNX model that can be run.
         OnnxInputError: its input is not a batch of pictures; onnx or onnxruntime is missing.
     """
+    model, session = _open_session(url)
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
+    name = inputs[0].name
+    number_type = _NUMBER_TYPES.get(inputs[0].type)
+    if number_type is None:
+        raise OnnxInputError(f"{url}: takes {inputs[0].type}, not pixels as numbers")
+    try:
+        form = input_form(
+            model, name, inputs[0].shape, url, whole=np.issubdtype(number_type, np.integer), colours=colours
+        )
+    except (ValueError, TypeError, IndexError) as error:  # numbers that are none, nodes without outputs
+        raise OnnxInputError(f"{url}: its input cannot be told from the graph: {error}") from error
+    output = _embedding_output(session, name, form, number_type, url)
+
+    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        step = form.batch or len(images)
+        found = []
+        for start in range(0, len(images), step):
+            # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
+            part: NDArray[Any] = form.prepare(images[start : start + step]).astype(number_type)
+            if short := (form.batch - len(part) if form.batch else 0):
+                part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
+            try:
+                out = np.asarray(session.run([output], {name: part})[0], dtype=np.float32).reshape(len(part), -1)
+            except (Exception, MemoryError) as error:  # a graph may ask for anything when it runs
+                raise ModelError(f"{url}: fails on {len(part)} pictures: {error}") from error
+            found.append(out[: len(images) - start])
+        return np.concatenate(found)
+
+    return embed, form
+
+
+def _open_session(url: str) -> tuple[Any, Any]:
+    """The file as ``onnx.ModelProto``, and ready to run."""
     try:
         import onnx
         import onnxruntime
@@ -84,35 +125,7 @@ def open_onnx(url: str) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float3
         elif data[:1] != b"\x08":
             words = describe_kind(data) or words
         raise ModelError(f"{url}: not an ONNX model that can be run: {words}") from None
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        raise OnnxInputError(f"{url}: takes {[(i.name, i.shape) for i in inputs]}, not one batch of pictures")
-    name = inputs[0].name
-    number_type = _NUMBER_TYPES.get(inputs[0].type)
-    if number_type is None:
-        raise OnnxInputError(f"{url}: takes {inputs[0].type}, not pixels as numbers")
-    try:
-        form = input_form(model, name, inputs[0].shape, url, whole=np.issubdtype(number_type, np.integer))
-    except (ValueError, TypeError, IndexError) as error:  # numbers that are none, nodes without outputs
-        raise OnnxInputError(f"{url}: its input cannot be told from the graph: {error}") from error
-    output = _embedding_output(session, name, form, number_type, url)
-
-    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        step = form.batch or len(images)
-        found = []
-        for start in range(0, len(images), step):
-            # Normalised in float32 whatever the graph takes: half precision cannot tell all of the 256 values apart.
-            part: NDArray[Any] = form.prepare(images[start : start + step]).astype(number_type)
-            if short := (form.batch - len(part) if form.batch else 0):
-                part = np.concatenate([part, np.repeat(part[-1:], short, axis=0)])
-            try:
-                out = np.asarray(session.run([output], {name: part})[0], dtype=np.float32).reshape(len(part), -1)
-            except (Exception, MemoryError) as error:  # a graph may ask for anything when it runs
-                raise ModelError(f"{url}: fails on {len(part)} pictures: {error}") from error
-            found.append(out[: len(images) - start])
-        return np.concatenate(found)
-
-    return embed, form
+    return model, session
 
 
 def _run(session: Any, inputs: dict[str, Any], where: str) -> list[Any]:
@@ -140,7 +153,9 @@ def _embedding_output(session: Any, name: str, form: InputForm, number_type: typ
     return str(rows[0])
 
 
-def input_form(model: Any, name: str, shape: list[Any], where: str, *, whole: bool = False) -> InputForm:
+def input_form(
+    model: Any, name: str, shape: list[Any], where: str, *, whole: bool = False, colours: str = "RGB"
+) -> InputForm:
     """The form of a graph's input, from its metadata where it says, else from its first nodes.
 
     A graph that begins with its own normalisation, y = a * x + b by any row of Sub, Add, Mul, Div and Neg, or by a
@@ -151,6 +166,7 @@ def input_form(model: Any, name: str, shape: list[Any], where: str, *, whole: bo
         model: an ``onnx.ModelProto``.
         shape: of the input, [B, 3, S, S] or [B, S, S, 3]; names stand for sizes that are free.
         whole: the graph takes whole numbers, which only 0..255 are.
+        colours: order of the input's, where the metadata do not say.
 
     Raises:
         OnnxInputError: neither axis 1 nor axis 3 is of size 3, or pictures are not square.
@@ -161,7 +177,7 @@ def input_form(model: Any, name: str, shape: list[Any], where: str, *, whole: bo
     side, other = (shape[1], shape[2]) if channels_last else (shape[3], shape[2])
     if isinstance(side, int) and isinstance(other, int) and side != other:
         raise OnnxInputError(f"{where}: takes pictures of {other} x {side} pixels; aligned faces here are square")
-    layout = {
+    layout: dict[str, Any] = {
         "channels_last": channels_last,
         "batch": shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0,
         "size": side if isinstance(side, int) and side > 0 else 112,
@@ -169,6 +185,7 @@ def input_form(model: Any, name: str, shape: list[Any], where: str, *, whole: bo
     said = {item.key: item.value for item in model.metadata_props}
     if {"colour_order", "mean", "scale"} <= said.keys():
         return InputForm(float(said["mean"]), float(said["scale"]), said["colour_order"], **layout)
+    layout["colours"] = colours
     if whole:
         return InputForm(0.0, 1.0, **layout)
     factor, offset = leading_affine(model.graph, name)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from app.config.recipe import DistillConfig, Recipe, RecipeError
 from app.data.pixels import normalise_
 from app.device import Device
-from app.evaluate.model_source import open_backbone, open_model
+from app.evaluate.model_source import Foreign, open_backbone, open_model
 from app.seeds import torch_stream
 from app.world import World
 
@@ -50,7 +50,9 @@ def open_teacher(config: DistillConfig, image_size: int, device: Device, precisi
 
 
 def _open_onnx(config: DistillConfig, image_size: int, device: Device, precision: str) -> tuple[Teacher, int]:
-    opened = open_model(config.teacher, device, precision=precision, image_size=image_size)
+    opened = open_model(
+        config.teacher, device, precision=precision, image_size=image_size, foreign=Foreign(config.teacher_colours)
+    )
 
     def embed(images: Tensor) -> Tensor:
         return torch.from_numpy(opened.embed(images.cpu().numpy())).to(images.device)
@@ -66,6 +68,7 @@ def _open_backbone(config: DistillConfig, image_size: int, device: Device, preci
         backbone=config.teacher_backbone,
         embedding_size=config.teacher_embedding_size,
         image_size=image_size,
+        foreign=Foreign(config.teacher_colours, config.teacher_names),
     )
     model.to(device.torch_device).eval().requires_grad_(False)
 

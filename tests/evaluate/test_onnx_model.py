@@ -15,7 +15,7 @@ from app import storage
 from app.backbones.registry import build_backbone
 from app.device import detect_device, onnx_providers
 from app.errors import AppError
-from app.evaluate.model_source import open_model
+from app.evaluate.model_source import Foreign, open_model
 from app.evaluate.onnx_model import input_form
 
 SIZE = 8
@@ -86,6 +86,20 @@ def test_metadata_says_more_than_the_graph(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     found = open_model(str(path), detect_device()).embed(RAW)
     np.testing.assert_allclose(found, expected(RAW[:, ::-1]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("before", [[], [("Sub", 127.5), ("Mul", 1 / 127.5)], [("Sub", 0.5), ("Mul", 2.0)]])
+def test_the_order_of_colours_can_be_said_where_the_file_says_none(
+    tmp_path: Path, before: list[tuple[str, Any]]
+) -> None:
+    path = write(tmp_path / "m.onnx", before)
+    found = open_model(path, detect_device(), foreign=Foreign("BGR")).embed(RAW)
+    np.testing.assert_allclose(found, expected(RAW[:, ::-1]), rtol=1e-4, atol=1e-3)
+    model = onnx.load(path)
+    helper.set_model_props(model, {"colour_order": "RGB", "mean": "0", "scale": "1"})
+    Path(path).write_bytes(model.SerializeToString())
+    known, said = (open_model(path, detect_device(), foreign=Foreign(order)).embed(RAW) for order in ("BGR", "RGB"))
+    np.testing.assert_array_equal(known, said)  # the file knows it
 
 
 def test_channels_last_is_seen(tmp_path: Path) -> None:

@@ -178,6 +178,24 @@ def test_a_teacher_may_be_a_state_dict_or_onnx(wide: str, tmp_path: Path) -> Non
     torch.testing.assert_close(teacher.embed(images), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_teacher_that_was_trained_on_bgr_under_other_names_sees_what_it_knows(wide: str, tmp_path: Path) -> None:
+    device, images = detect_device(), torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    expected = open_teacher(DistillConfig(wide), 32, device, "fp32").embed(images.flip(1))
+    state = torch.load(Path(wide) / "model.pt", weights_only=True)
+    bare, names = tmp_path / "theirs.ckpt", tmp_path / "names.json"
+    torch.save({f"net_{name}": value for name, value in state.items()}, bare)
+    names.write_text('{"^net_": ""}')
+    bare_one = DistillConfig(str(bare), teacher_backbone="r10_small", teacher_embedding_size=24)
+    theirs = replace(bare_one, teacher_colours="BGR", teacher_names=str(names))
+    torch.testing.assert_close(open_teacher(theirs, 32, device, "fp32").embed(images), expected, rtol=1e-4, atol=1e-4)
+    model = build_model(replace(RECIPE.model, embedding_size=24), 32).eval()
+    model.load_state_dict(state)
+    onnx = tmp_path / "theirs.onnx"
+    torch.onnx.export(model, (torch.zeros(2, 3, 32, 32),), onnx, verbose=False)  # which says nothing of colours
+    theirs = DistillConfig(str(onnx), teacher_colours="BGR")
+    torch.testing.assert_close(open_teacher(theirs, 32, device, "fp32").embed(images), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_teacher_of_another_image_size_is_refused(tmp_path: Path) -> None:
     url = write_teacher(tmp_path, 8, image_size=48)
     with pytest.raises(RecipeError, match=r"sees 48 pixels, the student 32: set --data\.image-size 48"):
