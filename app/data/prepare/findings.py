@@ -71,6 +71,13 @@ class Findings:
                 storage.delete_tree(url)
 
 
+def first_of(skipped: Sequence[Skipped]) -> str:
+    """``: a/1.jpg: unreadable (...); b/... and 3 more``; empty where there is none."""
+    some = "; ".join(f"{item.name}: {item.reason}{f' ({item.detail})' if item.detail else ''}" for item in skipped[:5])
+    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
+    return f": {some}{more}" if some else ""
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

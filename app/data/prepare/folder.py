@@ -19,7 +19,7 @@ from app.data.prepare.alignment import FaceFinder, Several, align_face, read_lan
 from app.data.prepare.detection import shared_detector
 from app.data.prepare.duplicates import Duplicate, difference_hash, find_duplicates
 from app.data.prepare.errors import PrepareError
-from app.data.prepare.findings import Findings, Skipped
+from app.data.prepare.findings import Findings, Skipped, first_of
 from app.data.prepare.foreign import describe_ending
 from app.data.prepare.parts import Prepared, pack_part, unpack_part
 from app.data.prepare.photograph import (
@@ -152,7 +152,7 @@ def list_jobs(
     if not jobs:
         raise PrepareError(
             f"{storage.redact(source.url)}: no images there: expected one subfolder a person, with .jpg, .png or "
-            f"another of {len(ENDINGS)} kinds{_first_of(skipped)}"
+            f"another of {len(ENDINGS)} kinds{first_of(skipped)}"
         )
     return sorted(jobs, key=lambda job: (job.person, job.file.name)), skipped
 
@@ -341,14 +341,7 @@ def _refuse(source: Source, parts: str, kept: list[int], findings: Findings, opt
         return
     storage.delete_tree(parts)
     what = "no image can be taken" if not kept else f"--strict: {len(wrong)} files would be left out"
-    raise PrepareError(f"{storage.redact(source.url)}: {what}{_first_of(wrong)}")
-
-
-def _first_of(skipped: Sequence[Skipped]) -> str:
-    """``: a/1.jpg: unreadable (...); b/... and 3 more``; empty where there is none."""
-    some = "; ".join(f"{item.name}: {item.reason}{f' ({item.detail})' if item.detail else ''}" for item in skipped[:5])
-    more = f" and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return f": {some}{more}" if some else ""
+    raise PrepareError(f"{storage.redact(source.url)}: {what}{first_of(wrong)}")
 
 
 def _remarks(jobs: Sequence[Job], options: FolderOptions) -> str:

@@ -12,6 +12,7 @@ from app.data.bin_sets import dump_set
 from app.data.dataset import Dataset, open_dataset
 from app.data.prepare.alignment import FaceFinder
 from app.data.prepare.errors import PrepareError
+from app.data.prepare.findings import Skipped, first_of
 from app.data.prepare.folder import FaceOptions, list_jobs, make_face
 from app.data.prepare.pair_list import read_pairs
 from app.data.prepare.photograph import PhotographError
@@ -38,14 +39,20 @@ def prepare_pairs(source: str, pairs: str, output: str, face: FaceOptions | None
     face = face or FaceOptions()
     finder, folder = face.find_faces(), Source(source)
     images: dict[str, bytes] = {}
-    encoded: list[bytes] = []
-    issame: list[bool] = []
-    for pair in read_pairs(pairs, folder):
+    bad: dict[str, Skipped] = {}
+    listed = read_pairs(pairs, folder)
+    for pair in listed:
         for name in (pair.first, pair.second):
-            if name not in images:
-                images[name] = _load(folder, name, face, finder, f"{storage.redact(pairs)}: line {pair.line}")
-            encoded.append(images[name])
-        issame.append(pair.same)
+            if name not in images and name not in bad:
+                try:
+                    images[name] = _load(folder, name, face, finder)
+                except PhotographError as error:
+                    bad[name] = Skipped(f"line {pair.line}: {name}", error.reason, error.detail)
+    if bad:
+        many = f"{len(bad)} pictures cannot be taken" if len(bad) > 1 else "a picture cannot be taken"
+        raise PrepareError(f"{storage.redact(pairs)}: {many}{first_of(list(bad.values()))}")
+    issame = [pair.same for pair in listed]
+    encoded = [images[name] for pair in listed for name in (pair.first, pair.second)]
     storage.write_bytes(output, dump_set(encoded, issame))
     return f"{len(issame)} pairs, {sum(issame)} of them genuine, of {len(images)} images"
 
@@ -53,17 +60,37 @@ def prepare_pairs(source: str, pairs: str, output: str, face: FaceOptions | None
 def draw_folder_pairs(
     source: str, output: str, *, count: int = 0, seed: int = 0, face: FaceOptions | None = None
 ) -> str:
-    """Write a ``.bin`` file of pairs drawn from a folder of photographs, one subfolder a person; see ``draw_pairs``."""
+    """Write a ``.bin`` file of pairs drawn from a folder of photographs, one subfolder a person; see ``draw_pairs``.
+
+    Pairs with a picture that cannot be taken are drawn anew without it; the lines that are returned name it.
+    """
     face = face or FaceOptions()
     finder, folder = face.find_faces(), Source(source)
     jobs, _ = list_jobs(folder, "first", [])
     labels = _numbered([job.person for job in jobs])
+    images: dict[int, bytes] = {}
+    bad: dict[int, Skipped] = {}
+    while True:
+        left = [number for number in range(len(jobs)) if number not in bad]
+        drawn = draw_pairs([labels[number] for number in left], count, seed, _without(source, bad))
+        pairs = [(left[a], left[b], same) for a, b, same in drawn]
+        wanted = {number for a, b, _ in pairs for number in (a, b)}
+        for number in sorted(wanted - images.keys()):
+            name = jobs[number].file.name
+            try:
+                images[number] = _load(folder, name, face, finder)
+            except PhotographError as error:
+                bad[number] = Skipped(name, error.reason, error.detail)
+        if not wanted & bad.keys():
+            break
+    text = _write(output, pairs, images.__getitem__)
+    return f"{text}\nleft out: {len(bad)} that cannot be taken{first_of(list(bad.values()))}" if bad else text
 
-    def load(number: int) -> bytes:
-        name = jobs[number].file.name
-        return _load(folder, name, face, finder, storage.redact(source))
 
-    return _write(output, draw_pairs(labels, count, seed, storage.redact(source)), load)
+def _without(source: str, bad: dict[int, Skipped]) -> str:
+    """The folder, for messages, and what of it cannot be taken."""
+    left_out = f" without {len(bad)} pictures that cannot be taken{first_of(list(bad.values()))}" if bad else ""
+    return f"{storage.redact(source)}{left_out}"
 
 
 def draw_dataset_pairs(data: str, output: str, *, count: int = 0, seed: int = 0) -> str:
@@ -192,10 +219,16 @@ def _write(output: str, pairs: Sequence[tuple[int, int, bool]], load: Callable[[
     return f"{len(pairs)} pairs, {len(pairs) // 2} of them genuine, of {len(images)} images"
 
 
-def _load(source: Source, name: str, face: FaceOptions, finder: FaceFinder | None, where: str) -> bytes:
+def _load(source: Source, name: str, face: FaceOptions, finder: FaceFinder | None) -> bytes:
+    """The training image of a photograph.
+
+    Raises:
+        PhotographError: it cannot be taken.
+        StorageError: the store does not answer.
+    """
     try:
         return make_face(source.read(name), face, finder, name)[0]
-    except (storage.StorageError, PhotographError) as error:
-        if getattr(error, "transient", False):
+    except storage.StorageError as error:
+        if error.transient:
             raise
-        raise PrepareError(f"{where}: {name}: {error}") from error
+        raise PhotographError("unreadable", str(error)) from error

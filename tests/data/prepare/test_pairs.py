@@ -190,14 +190,40 @@ def test_a_line_that_is_none_is_named_and_nothing_is_written(
     assert not (tmp_path / "x.bin").exists()
 
 
-def test_a_damaged_picture_of_a_pair_is_named(tmp_path: Path) -> None:
+def test_the_damaged_pictures_of_a_list_are_named_together(tmp_path: Path) -> None:
     put(tmp_path / "img" / "a.jpg", encode(scene(1), "JPEG"))
     put(tmp_path / "img" / "b.jpg", b"\xff\xd8 no")
+    put(tmp_path / "img" / "c.jpg", b"")
+    arguments = ["--source", f"{tmp_path}/img", "--pairs", f"{tmp_path}/pairs.txt", "--output", f"{tmp_path}/x"]
     put(tmp_path / "pairs.txt", b"a.jpg b.jpg 1\n")
-    with pytest.raises(PrepareError, match=r"pairs\.txt: line 1: b\.jpg: unreadable"):
-        prepare.main(
-            ["pairs", "--source", f"{tmp_path}/img", "--pairs", f"{tmp_path}/pairs.txt", "--output", f"{tmp_path}/x"]
-        )
+    with pytest.raises(PrepareError, match=r"pairs\.txt: a picture cannot be taken: line 1: b\.jpg: unreadable \("):
+        prepare.main(["pairs", *arguments])
+    put(tmp_path / "pairs.txt", b"a.jpg b.jpg 1\na.jpg c.jpg 0\nb.jpg c.jpg 0\n")
+    with pytest.raises(
+        PrepareError, match=r"2 pictures cannot be taken: line 1: b\.jpg: .*; line 2: c\.jpg: unreadable \(an empty"
+    ):
+        prepare.main(["pairs", *arguments])
+    assert not (tmp_path / "x").exists()
+
+
+def test_damaged_pictures_of_a_folder_are_left_out_of_drawn_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, person in enumerate(("ann", "bob", "cid")):
+        for n in range(4):
+            put(tmp_path / "img" / person / f"{n}.jpg", encode(scene(10 * number + n), "JPEG"))
+    put(tmp_path / "img/bob/2.jpg", b"\xff\xd8 no")
+    put(tmp_path / "img/cid/0.jpg", b"")
+    arguments = ["pairs", "--source", f"{tmp_path}/img", "--output", f"{tmp_path}/x.bin", "--count"]
+    assert prepare.main([*arguments, "24"]) == 0  # all genuine pairs that are left
+    out = capsys.readouterr().out
+    assert "24 pairs, 12 of them genuine, of 10 images" in out
+    assert "left out: 2 that cannot be taken: bob/2.jpg: unreadable" in out
+    assert "cid/0.jpg: unreadable (an empty file)" in out
+    drawn = load_set(f"{tmp_path}/x.bin")
+    assert (len(drawn.images), sum(drawn.issame)) == (48, 12)
+    with pytest.raises(PrepareError, match=r"without 2 pictures that cannot be taken: .*up to 24, got 26"):
+        prepare.main([*arguments, "26"])
 
 
 @settings(max_examples=60, deadline=None)
