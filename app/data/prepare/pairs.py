@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from app import storage
 from app.data.bin_sets import dump_set
 from app.data.dataset import Dataset, open_dataset
+from app.data.decode import decode_image
 from app.data.prepare.alignment import FaceFinder
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.findings import Skipped, first_of
@@ -19,6 +20,7 @@ from app.data.prepare.photograph import PhotographError
 from app.data.prepare.source import Source
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
+from app.data.recordio import RecordError
 from app.seeds import numpy_stream
 
 DEFAULT_PAIRS = 6000  # as many as LFW has
@@ -83,7 +85,7 @@ def draw_folder_pairs(
                 bad[number] = Skipped(name, error.reason, error.detail)
         if not wanted & bad.keys():
             break
-    text = _write(output, pairs, images.__getitem__)
+    text = write_pairs(images, pairs, output)
     return f"{text}\nleft out: {len(bad)} that cannot be taken{first_of(list(bad.values()))}" if bad else text
 
 
@@ -101,18 +103,25 @@ def draw_dataset_pairs(data: str, output: str, *, count: int = 0, seed: int = 0)
         if header is None:
             raise PrepareError(f"{problem}: mend the dataset first (app.prepare check)")
         labels[position] = int(header.labels[0])
-    return write_pairs(dataset, draw_pairs(labels.tolist(), count, seed, dataset.url), output)
+    pairs = draw_pairs(labels.tolist(), count, seed, dataset.url)
+    return write_pairs(load_pairs(dataset, pairs), pairs, output)
 
 
-def write_pairs(dataset: Dataset, pairs: Sequence[tuple[int, int, bool]], output: str) -> str:
-    """Write pairs of a dataset's positions as a ``.bin`` file; returns a line about it."""
+def load_pairs(dataset: Dataset, pairs: Sequence[tuple[int, int, bool]]) -> dict[int, bytes]:
+    """The images of pairs of a dataset's positions, by their positions.
+
+    Raises:
+        PrepareError: one cannot be decoded, on which each verification would end; names its record.
+    """
     wanted = sorted({number for a, b, _ in pairs for number in (a, b)})
-    reader = RecordReader(dataset)
-    images = {
-        position: reader.parse(position, record)[1]
-        for position, record in reader.stream(np.array(wanted, dtype=np.int64))
-    }
-    return _write(output, pairs, images.__getitem__)
+    reader, images = RecordReader(dataset), {}
+    for position, record in reader.stream(np.array(wanted, dtype=np.int64)):
+        images[position] = reader.parse(position, record)[1]
+        try:
+            decode_image(images[position])
+        except RecordError as error:
+            raise PrepareError(f"{reader.describe(position)}: {error}: app.prepare mend leaves it out") from error
+    return images
 
 
 def draw_pairs(
@@ -207,16 +216,13 @@ def _numbered(names: Sequence[str]) -> list[int]:
     return [number_of.setdefault(name, len(number_of)) for name in names]
 
 
-def _write(output: str, pairs: Sequence[tuple[int, int, bool]], load: Callable[[int], bytes]) -> str:
-    images: dict[int, bytes] = {}
-    for a, b, _ in pairs:
-        for number in (a, b):
-            if number not in images:
-                images[number] = load(number)
+def write_pairs(images: Mapping[int, bytes], pairs: Sequence[tuple[int, int, bool]], output: str) -> str:
+    """Write pairs of numbered images as a ``.bin`` file; returns a line about it."""
+    count = len({number for a, b, _ in pairs for number in (a, b)})
     storage.write_bytes(
         output, dump_set([images[i] for a, b, _ in pairs for i in (a, b)], [same for *_, same in pairs])
     )
-    return f"{len(pairs)} pairs, {len(pairs) // 2} of them genuine, of {len(images)} images"
+    return f"{len(pairs)} pairs, {len(pairs) // 2} of them genuine, of {count} images"
 
 
 def _load(source: Source, name: str, face: FaceOptions, finder: FaceFinder | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from app.data.dataset import Dataset, open_dataset
 from app.data.decode import decode_image
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.folder import dump_people
-from app.data.prepare.pairs import draw_pairs, write_pairs
+from app.data.prepare.pairs import draw_pairs, load_pairs, write_pairs
 from app.data.prepare.source import same_place
 from app.data.prepare.tools import read_all
 from app.data.reader import RecordReader
@@ -91,8 +92,8 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
         pairs: how many; 0: 6000, or as many as there are.
 
     Raises:
-        PrepareError: a record is damaged, there are not more people than are to be held out, or not as many pairs;
-            nothing is written.
+        PrepareError: a record, or an image of a pair, is damaged, or there are not more people than are to be held
+            out, or not as many pairs; nothing is written.
     """
     dataset = open_dataset(url)
     labels = np.empty(len(dataset), dtype=np.int64)
@@ -111,6 +112,8 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
         if pairs:
             raise
         why = str(error)
+    in_dataset = [(int(apart[a]), int(apart[b]), same) for a, b, same in drawn]
+    images = load_pairs(dataset, in_dataset)
     for name, members in (("held-out", np.sort(held_out)), ("train", np.setdiff1d(known, held_out))):
         positions = np.flatnonzero(np.isin(labels, members))
         grouped = positions[np.argsort(labels[positions], kind="stable")]
@@ -126,15 +129,16 @@ def split_dataset(url: str, output: str, *, people: int, seed: int, pairs: int =
         if storage.exists(bin_url):  # of an earlier split, whose people may be trained on now
             storage.delete_tree(bin_url)
         return f"{text}; no held-out.bin: {why}"
-    in_dataset = [(int(apart[a]), int(apart[b]), same) for a, b, same in drawn]
-    return f"{text}; train/held-out.bin: " + write_pairs(dataset, in_dataset, bin_url)
+    return f"{text}; train/held-out.bin: " + write_pairs(images, in_dataset, bin_url)
 
 
 def property_of(dataset: Dataset, num_classes: int) -> bytes:
-    """The file ``property``, ``classes,height,width``, with the size of the dataset's first image."""
-    _, _, data = next(sound_records(dataset))
-    height, width, _ = decode_image(data).shape
-    return f"{num_classes},{height},{width}".encode()
+    """The file ``property``, ``classes,height,width``, with the size of the dataset's first image that is one."""
+    for _, _, data in sound_records(dataset):
+        with contextlib.suppress(RecordError):
+            height, width, _ = decode_image(data).shape
+            return f"{num_classes},{height},{width}".encode()
+    raise PrepareError(f"{dataset.url}: no image in it can be decoded")
 
 
 def read_people(url: str) -> list[str]:

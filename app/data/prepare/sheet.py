@@ -15,12 +15,13 @@ from app.data.decode import decode_image, resize
 from app.data.prepare.errors import PrepareError
 from app.data.prepare.photograph import fit_square, open_photograph
 from app.data.reader import RecordReader
+from app.data.recordio import RecordError
 
 SIDE, STRIP = 112, 14  # pixels of a picture and of the line of text above it
 
 
 def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns: int = 10) -> str:
-    """Write a PNG of ``count`` images from position ``start``, each with its position and label."""
+    """Write a PNG of ``count`` images from position ``start``, each with its position and label; black: unreadable."""
     if count < 1 or start < 0:
         raise PrepareError(f"--count must be 1 or more and --start 0 or more, got {count} and {start}")
     dataset = open_dataset(url)
@@ -30,15 +31,21 @@ def contact_sheet(url: str, output: str, *, count: int, start: int = 0, columns:
     rows = -(-len(positions) // columns)
     sheet = Image.new("RGB", (columns * SIDE, rows * (SIDE + STRIP)), "white")
     draw = ImageDraw.Draw(sheet)
-    reader = RecordReader(dataset)
+    reader, bad = RecordReader(dataset), list[int]()
     for i, (position, record) in enumerate(zip(positions, reader.read(positions), strict=True)):
-        header, encoded = reader.parse(position, record)
-        image: NDArray[np.uint8] = resize(decode_image(encoded), SIDE, SIDE)
+        try:
+            header, encoded = reader.parse(position, record)
+            image: NDArray[np.uint8] = resize(decode_image(encoded), SIDE, SIDE)
+            label = f"{header.labels[0]:.0f}"
+        except RecordError:
+            bad.append(position)
+            image, label = np.zeros((SIDE, SIDE, 3), np.uint8), "unreadable"
         x, y = i % columns * SIDE, i // columns * (SIDE + STRIP)
         sheet.paste(Image.fromarray(image), (x, y + STRIP))
-        draw.text((x + 2, y + 1), f"{position}: {header.labels[0]:.0f}", fill="black")
+        draw.text((x + 2, y + 1), f"{position}: {label}", fill="black")
     _write_png(output, sheet)
-    return f"{len(positions)} images, {rows} rows"
+    unreadable = f"; {len(bad)} of them unreadable, such as {reader.describe(bad[0])}" if bad else ""
+    return f"{len(positions)} images, {rows} rows{unreadable}"
 
 
 def draw_before_and_after(

@@ -117,7 +117,7 @@ def test_pairs_are_aligned_alike(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "not aligned" not in capsys.readouterr().err
     put(tmp_path / "photos" / "p1" / "none.png", encode(scene(2), "PNG"))
     put(tmp_path / "list.txt", b"p0/1.png p0/2.png 1\np0/1.png p1/none.png 0\n")
-    with pytest.raises(PrepareError, match=r"line 2: p1/none.png: without a face: none found"):
+    with pytest.raises(PrepareError, match=r"line 2: p1/none.png: without a face \(none found"):
         prepare.main(["pairs", *where, "--pairs", f"{tmp_path}/list.txt", "--output", f"{tmp_path}/y.bin"])
     assert not (tmp_path / "y.bin").exists()
 

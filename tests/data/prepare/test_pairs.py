@@ -309,6 +309,25 @@ def test_a_split_can_be_trained_and_verified_at_once(folder: Path, tmp_path: Pat
     assert set(pairs.images) <= held_out
 
 
+def test_images_that_nobody_can_decode_are_named_before_pairs_or_parts_are_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "set"
+    prepare.main(["folder", "--source", str(folder), "--output", str(data), "--sheet", "0"])
+    dataset = open_dataset(str(data))
+    with (data / "train.rec").open("r+b") as file:
+        file.seek(int(dataset.starts[0]) + 40)
+        file.write(bytes(int(dataset.stops[0] - dataset.starts[0]) - 60))
+    for arguments in (["pairs", "--count", "8"], ["split", "--people", "3", "--pairs", "6", "--seed", "1"]):
+        with pytest.raises(PrepareError, match=r"record key 1 \(bytes .*unreadable JPEG.*app\.prepare mend"):
+            prepare.main([*arguments, "--data", str(data), "--output", f"{tmp_path}/no"])
+        assert not (tmp_path / "no").exists()
+    assert prepare.main(["sheet", "--data", str(data), "--output", f"{tmp_path}/sheet.png"]) == 0
+    assert "8 images, 1 rows; 1 of them unreadable, such as " in capsys.readouterr().out
+    prepare.main(["shuffle", "--data", str(data), "--output", f"{tmp_path}/shuffled"])
+    assert (tmp_path / "shuffled" / "property").read_bytes() == b"4,112,112"
+
+
 def test_a_split_of_single_pictures_says_why_there_are_no_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
