@@ -17,11 +17,17 @@ from typing import Any
 from app.errors import AppError
 
 _MAX_TEXT = 1 << 20
-_MAX_JSON = 16 << 20
-_MAX_VALUES = 400_000  # of one JSON text; a manifest of 10,000 ranks has a fifth of that
+_MAX_JSON = 4 << 20
+_JSON_ALLOWANCE = 48 << 20  # bytes beside twice the text that its values may take
+# What each of these bytes may bring along in memory beside the text itself; measured upper bounds of CPython's parser.
+_JSON_COSTS = {b"[": 96, b"{": 240, b",": 16, b":": 180, b'"': 28}
+_JSON_NUMBER = 32
 _MAX_DOTS = 256  # on one line of TOML: its parser takes quadratic time in the parts of a key
+_MAX_ALL_DOTS = 20_000  # of one TOML text; its parser takes 1.3 kB for each part of a key
 _MAX_TABLES = 1000  # of one TOML text; a recipe has ten
 _MAX_DIGITS = 4300  # as many as Python turns into a number; tomllib takes 100 bytes of memory for each
+_MAX_VALUES = 400_000  # of one JSON list of any length, however short
+_BEYOND_16_BITS = re.compile(rb"[\xf0-\xff]")
 _DIGITS = re.compile(r"[0-9A-Fa-f_]+")
 
 
@@ -46,24 +52,42 @@ def parse_text(data: bytes, where: str, *, limit: int = _MAX_TEXT) -> str:
 def parse_json(data: bytes, where: str, *, limit: int = _MAX_JSON, bytes_a_value: int = 0) -> Any:
     """The value of a JSON text: strictly JSON, so without NaN, no number beyond float64, no key twice in an object.
 
+    It takes at most twice the text and 48 MiB of memory.
+
     Args:
         limit: longest text, bytes.
-        bytes_a_value: of files that may be long: one value, bracket or comma so many bytes is fine, however many.
+        bytes_a_value: of lists that may be long: one value, bracket or comma so many bytes is fine, however many, and
+            whatever memory they take.
 
     Raises:
         ParseError: it is not JSON, or of a size or depth that no honest file has.
     """
-    text = parse_text(data, where, limit=limit)
-    values = data.count(b",") + data.count(b"[") + data.count(b"{")
-    most = max(_MAX_VALUES, len(data) // bytes_a_value if bytes_a_value else 0)
-    if values > most:
+    if bytes_a_value and (values := sum(map(data.count, (b",", b"[", b"{")))) > max(
+        _MAX_VALUES, most := len(data) // bytes_a_value
+    ):
         raise ParseError(f"{where}: about {values} values are too many for such a file; at most {most} are read")
+    if not bytes_a_value and len(data) <= limit and _json_cost(data) > 2 * len(data) + _JSON_ALLOWANCE:
+        raise ParseError(f"{where}: its values would take more memory than a file of {len(data)} bytes needs")
+    text = parse_text(data, where, limit=limit)
     try:
         return json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_repetition
         )
     except (ValueError, RecursionError) as error:
         raise ParseError(f"{where}: not JSON ({_reason(error)})") from error
+
+
+def _json_cost(data: bytes) -> int:
+    """Bytes of memory that the text and its values take at most."""
+    # A string takes as many bytes for each of its letters as the widest of them needs, and so does the text.
+    wide = 1 if data.isascii() else 4 if _BEYOND_16_BITS.search(data) else 2
+    text = wide * len(data) + (len(data) if wide > 1 else 0)  # with what is widened, until it is
+    strings = max(wide, 4 if b"\\u" in data else 1) * len(data) + (len(data) if b"\\" in data else 0)
+    counts = {byte: data.count(byte) for byte in _JSON_COSTS}
+    quoted = counts[b'"'] // 2 - counts[b":"]  # strings that are values
+    numbers = max(0, counts[b","] + counts[b"["] + counts[b"{"] - quoted)
+    values = sum(_JSON_COSTS[byte] * count for byte, count in counts.items()) + _JSON_NUMBER * numbers
+    return text + values + (strings if b'"' in data else 0)
 
 
 def parse_people(data: bytes, where: str) -> Any:
@@ -99,6 +123,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise ParseError(f"{where}: a number of more than {_MAX_DIGITS} digits")
     if (tables := text.count("\n[")) > _MAX_TABLES:
         raise ParseError(f"{where}: {tables} tables are too many; at most {_MAX_TABLES} are read")
+    if (dots := text.count(".")) > _MAX_ALL_DOTS:
+        raise ParseError(f"{where}: {dots} dots are too many; at most {_MAX_ALL_DOTS} are read")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.count(".") > _MAX_DOTS:
             raise ParseError(f"{where}, line {number}: more than {_MAX_DOTS} dots on a line")

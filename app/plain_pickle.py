@@ -44,9 +44,10 @@ def load_plain(
     names: Mapping[tuple[str, str], Callable[..., Any]] = PLAIN_NAMES,
     *,
     start: int = 0,
+    stop: int | None = None,
     find: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, int]:
-    """The value of the pickle at byte ``start``, and the byte behind it.
+    """The value of the pickle at byte ``start``, which ends before ``stop``, and the byte behind it.
 
     Texts come as ``Text``, dicts with ``str`` or small ``int`` keys, arrays as ``Array``.
 
@@ -58,7 +59,7 @@ def load_plain(
         RefusedName: the file names anything else; the message is the name alone.
         PickleError: it is not a pickle of plain data, is truncated, or asks for more memory than its size justifies.
     """
-    machine = _Machine(data, names, start, find)
+    machine = _Machine(data, names, (start, len(data) if stop is None else stop), find)
     try:
         return machine.run(), machine.position
     except PickleError:
@@ -75,15 +76,16 @@ class _Machine:
         self,
         data: bytes,
         names: Mapping[tuple[str, str], Callable[..., Any]],
-        start: int,
+        place: tuple[int, int],
         find: Callable[[Any], Any] | None,
     ) -> None:
-        self.data, self.names, self.position, self.find = data, names, start, find
+        self.data, self.names, self.find = data, names, find
+        self.position, self.end = place
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below the marks
         self.memo: list[Any] = []  # entries 0, 1, 2...; files number them so
         self.sparse_memo: dict[int, Any] = {}
-        self.budget = len(data) + _ALLOWANCE
+        self.budget = self.end - self.position + _ALLOWANCE
 
     def run(self) -> Any:
         while True:
@@ -97,8 +99,8 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         stop = self.position + count
-        if stop > len(self.data):
-            raise PickleError(f"truncated: byte {stop} is needed, the file ends after {len(self.data)}")
+        if stop > self.end:
+            raise PickleError(f"truncated: byte {stop} is needed, the file ends after {self.end}")
         taken = self.data[self.position : stop]
         self.position = stop
         return taken
@@ -108,7 +110,7 @@ class _Machine:
         return int(value)
 
     def line(self, limit: int) -> bytes:
-        stop = self.data.find(b"\n", self.position, self.position + limit + 1)
+        stop = self.data.find(b"\n", self.position, min(self.position + limit + 1, self.end))
         if stop < 0:
             raise PickleError(f"byte {self.position}: a line that does not end")
         taken = self.data[self.position : stop]
@@ -125,31 +127,37 @@ class _Machine:
         self.stack.append(value)
 
     def push_bytes(self, count: int) -> None:
-        self.pay(min(count, len(self.data)))
+        self.pay(min(count, self.end))
         self.push(self.take(count), _BYTES)
 
     def push_text(self, count: int) -> None:
         start = self.position
-        if start + count > len(self.data):
-            raise PickleError(f"truncated: byte {start + count} is needed, the file ends after {len(self.data)}")
+        if start + count > self.end:
+            raise PickleError(f"truncated: byte {start + count} is needed, the file ends after {self.end}")
         self.position += count
         self.push(Text(self.data, start, self.position, "utf-8"), _TEXT)
 
     def push_text_line(self) -> None:
+        start, stop = self.skip_line()
+        self.push(Text(self.data, start, stop, "raw-unicode-escape"), _TEXT)
+
+    def skip_line(self) -> tuple[int, int]:
         start = self.position
-        stop = self.data.find(b"\n", start)
+        stop = self.data.find(b"\n", start, self.end)
         if stop < 0:
             raise PickleError(f"truncated: the text at byte {start} does not end")
         self.position = stop + 1
-        self.push(Text(self.data, start, stop, "raw-unicode-escape"), _TEXT)
+        return start, stop
 
     def push_quoted(self) -> None:
         """Python 2's strings in protocol 0: quoted and escaped bytes."""
-        quoted = self.line(len(self.data)).strip(b" \t\r")
-        if len(quoted) < 2 or quoted[:1] not in (b"'", b'"') or quoted[-1:] != quoted[:1]:
+        start, stop = self.skip_line()
+        while stop > start and self.data[stop - 1] in b" \t\r":
+            stop -= 1
+        if stop - start < 2 or self.data[start] not in b"'\"" or self.data[stop - 1] != self.data[start]:
             raise PickleError(f"byte {self.position}: a string without quotes")
-        self.pay(len(quoted))
-        self.push(codecs.escape_decode(quoted[1:-1])[0], _BYTES)
+        self.pay(stop - start)
+        self.push(codecs.escape_decode(memoryview(self.data)[start + 1 : stop - 1])[0], _BYTES)
 
     def push_decimal(self) -> None:
         line = self.line(40).rstrip(b"L")
@@ -247,6 +255,7 @@ class _Machine:
                 self.pay(argument.stop - argument.start)
             elif isinstance(argument, list | tuple):
                 self.pay(2 * _CONTAINER * len(argument))
+                self.pay(sum(_name_cost(item[0]) for item in argument if isinstance(item, list | tuple) and item))
         self.push(name.make(*arguments), _MADE)
 
     def build(self) -> None:
@@ -263,7 +272,15 @@ class _Machine:
     def persistent(self) -> None:
         if self.find is None:
             raise PickleError(f"byte {self.position}: a reference to something outside the file")
-        self.push(self.find(self.stack.pop()), _CONTAINER)
+        reference = self.stack.pop()
+        self.pay(sum(map(_name_cost, reference)) if type(reference) is tuple else 0)
+        self.push(self.find(reference), _CONTAINER)
+
+
+def _name_cost(value: Any) -> int:
+    """What a text or bytes take that a caller turns into a name: four bytes a letter where one of them is wide."""
+    length = value.stop - value.start if isinstance(value, Text) else len(value) if type(value) is bytes else 0
+    return 4 * length + 2 * _BYTES if length <= _LONGEST_NAME else 0
 
 
 def _name_of_key(key: Any) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from app.errors import AppError
 
 _LONGEST_NAME = 256
+# Letters beyond those of latin1, by the encoding of a text.
+_WIDE = {"utf-8": re.compile(rb"[\xc4-\xff]"), "raw-unicode-escape": re.compile(rb"\\u(?!00)|\\U(?!000000)")}
 
 
 class PickleError(AppError):
@@ -37,7 +40,12 @@ class Text:
 
     def decode(self) -> str:
         """The text itself."""
-        return self.data[self.start : self.stop].decode(self.encoding, "surrogatepass")
+        return str(memoryview(self.data)[self.start : self.stop], self.encoding, "surrogatepass")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it holds letters that latin1 has not; one of them makes all take four bytes of memory."""
+        return _WIDE[self.encoding].search(self.data, self.start, self.stop) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,7 @@ def encode_text(text: Any, encoding: Any = b"latin1") -> bytes:
         raise RefusedName(f"codecs.encode(..., {name_of(encoding)!r})")
     if isinstance(text, bytes):
         return text
-    if not isinstance(text, Text):
+    if not isinstance(text, Text) or text.is_wide:
         raise PickleError("bytes that are not written as text")
     return text.decode().encode("latin1")
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from app.plain_pickle import PLAIN_NAMES, Name, PickleError, load_plain, name_of
 from app.plain_values import Array
 
-_MAX_ENTRIES = 100_000  # of a zip archive: one a tensor
+_MAX_ENTRIES = 50_000  # of a zip archive: one a tensor
+_MAX_NAMES = 4 << 20  # bytes of all their names
+ALLOWANCE = 8 << 20  # bytes beside a file's size that tensors made of its arrays may take
+_PIECE = 1 << 20  # elements that are converted at a time
 _MAX_DIMENSIONS = 16
 _ZIP_ENTRY = b"PK\x01\x02"
+_ZIP_HEADER = re.compile(re.escape(_ZIP_ENTRY) + rb"(?s:.{42})")  # of 46 bytes
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _TYPES = {
     "Float": torch.float32,
@@ -70,7 +76,7 @@ def _load_zip(data: bytes) -> Any:
         raise PickleError(f"a zip archive, but not of torch.save: it has {len(pickles) or 'no'} data.pkl")
     pickle_name = pickles[0]
     folder = pickle_name.removesuffix("data.pkl")
-    if (order := entries.get(f"{folder}byteorder")) and bytes(order) != b"little":
+    if (order := entries.get(f"{folder}byteorder")) and data[order] != b"little":
         raise PickleError("saved on a big-endian machine")
     storages: dict[str, _Storage] = {}
 
@@ -80,16 +86,20 @@ def _load_zip(data: bytes) -> Any:
             content = entries.get(f"{folder}data/{key}")
             if content is None:
                 raise PickleError(f"storage {key!r} is not in the archive")
-            storages[key] = _make_storage(content, kind, count)
+            storages[key] = _make_storage(memoryview(data)[content], kind, count)
         return storages[key]
 
-    return load_plain(bytes(entries[pickle_name]), _names(_rebuild, len(data)), find=find)[0]
+    place = entries[pickle_name]
+    return load_plain(data, _names(_rebuild, len(data)), start=place.start, stop=place.stop, find=find)[0]
 
 
-def _list_entries(data: bytes) -> dict[str, memoryview]:
-    """Content of the archive's entries by name; they are stored as they are, as ``torch.save`` does."""
+def _list_entries(data: bytes) -> dict[str, slice]:
+    """Where the content of the archive's entries lies, by name; it is stored as it is, as ``torch.save`` does."""
     if data.count(_ZIP_ENTRY) > _MAX_ENTRIES:
         raise PickleError(f"a zip archive of more than {_MAX_ENTRIES} entries")
+    sizes = (sum(struct.unpack_from("<HHH", data, found.start() + 28)) for found in _ZIP_HEADER.finditer(data))
+    if sum(sizes) > _MAX_NAMES:
+        raise PickleError(f"a zip archive whose entries' names take more than {_MAX_NAMES >> 20} MiB")
     try:
         listed = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError) as error:
@@ -97,8 +107,7 @@ def _list_entries(data: bytes) -> dict[str, memoryview]:
     if sum(entry.file_size for entry in listed) > len(data):
         unpacked = sum(entry.file_size for entry in listed)
         raise PickleError(f"a zip archive of {len(data)} bytes that unpacks to {unpacked}: torch.save packs nothing")
-    entries: dict[str, memoryview] = {}
-    view = memoryview(data)
+    entries: dict[str, slice] = {}
     for entry in listed:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.filename in entries:
             raise PickleError(f"the entry {entry.filename[:80]!r} is packed, encrypted or there twice")
@@ -108,7 +117,7 @@ def _list_entries(data: bytes) -> dict[str, memoryview]:
         start = header + 30 + sum(struct.unpack_from("<HH", data, header + 26))
         if start + entry.file_size > len(data):
             raise PickleError(f"truncated: the entry {entry.filename[:80]!r} is not all there")
-        entries[entry.filename] = view[start : start + entry.file_size]
+        entries[entry.filename] = slice(start, start + entry.file_size)
     return entries
 
 
@@ -120,10 +129,8 @@ def _load_legacy(data: bytes) -> Any:
     magic, at = load_plain(data)
     if magic != _LEGACY_MAGIC:
         raise PickleError("not a file of torch.save")
-    _, at = load_plain(data, start=at)
-    facts, at = load_plain(data, start=at)
-    if isinstance(facts, dict) and facts.get("little_endian") is False:
-        raise PickleError("saved on a big-endian machine")
+    at = load_plain(data, start=at)[1]
+    at = _check_facts(data, at)
     references: dict[str, tuple[torch.dtype, int]] = {}
 
     def note(reference: Any) -> None:
@@ -132,14 +139,11 @@ def _load_legacy(data: bytes) -> Any:
             raise PickleError("storages that are views of others; save the file anew with a newer torch")
         references[key] = (kind, count)
 
-    _, behind = load_plain(data, _names(lambda *_: None, len(data)), start=at, find=note)
-    keys, position = load_plain(data, start=behind)
-    if not isinstance(keys, list):
-        raise PickleError("the list of storages is missing")
+    # Nothing of what these give is held while the value is read: each may take as much as the value itself.
+    behind = load_plain(data, _names(lambda *_: None, len(data)), start=at, find=note)[1]
+    keys, position = _read_keys(data, behind, references)
     storages: dict[str, _Storage] = {}
-    for key in map(name_of, keys):
-        if key not in references or key in storages:
-            raise PickleError(f"storage {key!r} is not used, or there twice")
+    for key in keys:
         kind, count = references[key]
         stop = position + 8 + count * kind.itemsize
         if stop > len(data) or struct.unpack_from("<q", data, position)[0] != count:
@@ -149,6 +153,27 @@ def _load_legacy(data: bytes) -> Any:
     return load_plain(data, _names(_rebuild, len(data)), start=at, find=lambda pid: storages[_parse_reference(pid)[1]])[
         0
     ]
+
+
+def _check_facts(data: bytes, at: int) -> int:
+    """See that the machine was none whose numbers differ; the byte behind what is said of it."""
+    facts, behind = load_plain(data, start=at)
+    if isinstance(facts, dict) and facts.get("little_endian") is False:
+        raise PickleError("saved on a big-endian machine")
+    return behind
+
+
+def _read_keys(data: bytes, at: int, known: Collection[str]) -> tuple[list[str], int]:
+    """The storages' keys in the order of their bytes, and where these begin."""
+    listed, behind = load_plain(data, start=at)
+    if not isinstance(listed, list):
+        raise PickleError("the list of storages is missing")
+    keys: dict[str, None] = {}
+    for key in map(name_of, listed):
+        if key not in known or key in keys:
+            raise PickleError(f"storage {key!r} is not used, or there twice")
+        keys[key] = None
+    return list(keys), behind
 
 
 def _parse_reference(reference: Any) -> tuple[torch.dtype, str, int, Any]:
@@ -199,19 +224,18 @@ def _from_numpy(size: int) -> Callable[..., Tensor]:
     torch writes bfloat16 so as float32, and names the type.
     """
     types = {str(known): known for known in _TYPES.values()}
-    room = 2 * size  # a file may name one array again and again
+    room = size + ALLOWANCE  # a file may name one array again and again, and a wider type for it
 
     def rebuild(array: Any, kind: Any, *_: Any) -> Tensor:
         nonlocal room
-        room -= bytes_of(array)
-        if room < 0:
-            raise PickleError("tensors that take more memory than a file of its size needs")
-        tensor = tensor_of(array)
-        if not isinstance(tensor, Tensor):
+        if (values := _numbers_of(array)) is None:
             raise PickleError("a tensor without an array of numbers")
         if not isinstance(kind, Name) or kind.text not in types:
             raise PickleError("a tensor without a type of weights")
-        return tensor.to(types[kind.text])
+        room -= values.size * types[kind.text].itemsize
+        if room < 0:
+            raise PickleError("tensors that take more memory than a file of its size needs")
+        return _tensor_of_type(values, types[kind.text])
 
     return rebuild
 
@@ -223,11 +247,27 @@ def bytes_of(value: Any) -> int:
 
 def tensor_of(value: Any) -> Any:
     """A tensor of an ``Array`` of numbers, of its own memory; anything else as it is."""
-    values = value.values if isinstance(value, Array) else None
-    types = [str(kind).removeprefix("torch.") for kind in _TYPES.values()]
-    if not isinstance(values, np.ndarray) or values.dtype.name not in types:
+    values = _numbers_of(value)
+    if values is None:
         return value
     return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+
+
+def _numbers_of(value: Any) -> NDArray[Any] | None:
+    """The values of an ``Array`` of numbers that torch has too."""
+    values = value.values if isinstance(value, Array) else None
+    types = [str(kind).removeprefix("torch.") for kind in _TYPES.values()]
+    return values if isinstance(values, np.ndarray) and values.dtype.name in types else None
+
+
+def _tensor_of_type(values: NDArray[Any], kind: torch.dtype) -> Tensor:
+    """The values as a tensor of another type; a second copy of them is never in memory whole."""
+    tensor = torch.empty(values.shape, dtype=kind)
+    elements = tensor.view(-1)
+    for start in range(0, values.size, _PIECE):
+        piece = np.array(values.flat[start : start + _PIECE], dtype=values.dtype.newbyteorder("="))
+        elements[start : start + _PIECE] = torch.from_numpy(piece)
+    return tensor
 
 
 def _are_counts(values: Any) -> bool:

@@ -16,7 +16,7 @@ from app.file_kinds import describe_kind
 from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
 from app.safetensors_file import is_safetensors, load_safetensors
-from app.torch_file import bytes_of, load_torch, tensor_of
+from app.torch_file import ALLOWANCE, bytes_of, load_torch, tensor_of
 
 # Where trainers keep the backbone's state dict within their checkpoints: insightface and the Ascend port, Lightning
 # (AdaFace), MagFace and others.
@@ -193,7 +193,9 @@ def read_centres(
 
 def _with_tensors(state: dict[Any, Any], url: str, size: int) -> dict[Any, Any]:
     """The same with tensors for arrays, of a file of ``size`` bytes, which may give one array many names."""
-    if sum(map(bytes_of, state.values())) > 2 * size:
+    tensors = [value.untyped_storage() for value in state.values() if isinstance(value, Tensor)]
+    taken = sum({storage.data_ptr(): storage.nbytes() for storage in tensors}.values())
+    if taken + sum(map(bytes_of, state.values())) > size + ALLOWANCE:
         raise ModelError(f"{url}: its arrays take more memory than a file of its size needs")
     return {name: tensor_of(value) for name, value in state.items()}
 

@@ -13,9 +13,8 @@ from app.parsing import ParseError, parse_json_object
 
 FORMAT = 2
 CHUNK_BYTES = 1 << 20  # each so many bytes of an object have a hash of their own
-MOST_BYTES = 256 << 20  # of a manifest: 3.5 M chunks
+MOST_BYTES = 40 << 20  # of a manifest: 570,000 chunks
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")  # of an object; no path
-_BYTES_A_VALUE = 48  # a hash has 64 characters
 
 
 class CheckpointError(AppError):
@@ -53,8 +52,15 @@ class Manifest:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """The bytes of ``manifest.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False).encode()
+        """The bytes of ``manifest.json``.
+
+        Raises:
+            CheckpointError: there are more of them than are ever read.
+        """
+        data = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False).encode()
+        if len(data) > MOST_BYTES:
+            raise CheckpointError(f"a checkpoint of {sum(item.size for item in self.objects)} bytes is too large")
+        return data
 
     @classmethod
     def from_json(cls, url: str, data: bytes) -> Manifest:
@@ -65,7 +71,7 @@ class Manifest:
             CheckpointError: it is one of another format.
         """
         try:
-            fields = parse_json_object(data, "content", limit=MOST_BYTES, bytes_a_value=_BYTES_A_VALUE)
+            fields = parse_json_object(data, "content", limit=MOST_BYTES)
             number = int(fields["format"])
             if number != FORMAT:
                 raise CheckpointError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from app.config.expressions import MISSING, Expressions
 from app.config.recipe import RecipeError
 
-_MAX_TEXT = 256 << 10
+_MAX_TEXT = 48 << 10  # its parser takes up to 800 bytes of memory for each
 _NO_SCHEDULE = "this function is not the step schedule of 2021; nothing is executed"
 
 

@@ -75,7 +75,7 @@ def parse_set(url: str, name: str, data: bytes) -> VerificationSet:
         raise RecordError(f"{url}: not a verification set: its images are an array of {encoded.dtype}, not a list")
     if len(encoded) != 2 * len(same) or not len(same):
         raise RecordError(f"{url}: {len(encoded)} images do not make {len(same)} pairs")
-    images = [_encoded(url, number, image) for number, image in enumerate(encoded)]
+    images = _all_encoded(url, encoded, len(data))
     listed = same.tolist() if isinstance(same, np.ndarray) else same
     flags = [_flag(url, number, flag) for number, flag in enumerate(listed)]
     return VerificationSet(name, images, np.array(flags, dtype=np.bool_))
@@ -91,6 +91,23 @@ def _items(url: str, what: str, value: object) -> Sequence[object] | NDArray[Any
     if isinstance(value, list | tuple):
         return value
     raise RecordError(f"{url}: not a verification set: {what} is a {type(value).__name__}, not a list")
+
+
+def _all_encoded(url: str, images: Sequence[object] | NDArray[Any], size: int) -> list[bytes]:
+    """All images; arrays are copied, each once, as a pickle may say one again and again in two bytes."""
+    copies: dict[int, bytes] = {}
+    found, taken = [], 0
+    for number, image in enumerate(images):
+        encoded = copies.get(id(image))
+        if encoded is None:
+            encoded = _encoded(url, number, image)
+            if encoded is not image:
+                copies[id(image)] = encoded
+                taken += len(encoded)
+            if taken > size:
+                raise RecordError(f"{url}: its images take more memory than a file of its size needs")
+        found.append(encoded)
+    return found
 
 
 def _encoded(url: str, number: int, value: object) -> bytes:

@@ -16,6 +16,26 @@ from tests.attacks.bounded import read
 _MANY = 100_000
 _DTYPE = b"cnumpy\ndtype\nX\x02\0\0\0f8\x85R"
 _JPEG = b"\xff\xd8" + b"x" * 100
+_LONG = 80_000_000  # bytes of which a third copy is too much
+
+
+def _text(content: bytes) -> bytes:
+    return b"\x8d" + struct.pack("<Q", len(content)) + content
+
+
+def _as_bytes(text: bytes) -> bytes:
+    """As Python 3 writes bytes in the old protocols."""
+    return b"c_codecs\nencode\n(" + text + b"X\6\0\0\0latin1tR."
+
+
+def _array(size: int, kind: bytes, times: int = 1) -> bytes:
+    """Arrays of the same ``size`` bytes, as a tuple where they are several."""
+    itemsize = int(kind[1:])
+    arguments = _DTYPE.replace(b"f8", kind) + b"J" + struct.pack("<I", size // itemsize) + b"\x85X\1\0\0\0Ct"
+    first = b"cnumpy.core.numeric\n_frombuffer\nq\x07(\x8e" + struct.pack("<Q", size) + bytes(size) + arguments
+    if times == 1:
+        return first + b"R"
+    return first + b"q\x080(" + b"h\x07h\x08R" * times + b"t"
 
 
 def _called(name: bytes, arguments: bytes, count: int = 3 * _MANY) -> bytes:
@@ -44,6 +64,11 @@ SETS = {
     + b"q\0("
     + b"}h\0Ns" * (3 * _MANY)
     + b"t.",
+    "a long string in quotes": b"S'" + b"x" * _LONG + b"'\n.",
+    "a long text of one wide letter": _as_bytes(_text(b"x" * _LONG + "\U0001f600".encode())),
+    "a long text of one escaped letter": _as_bytes(b"V" + b"x" * _LONG + b"\\U0001f600\n"),
+    "a long text of letters of two bytes": _as_bytes(_text("\xe9".encode() * (_LONG // 2))),
+    "the same bytes in many arrays of images": _array(1_000_000, b"u1", 200) + b"(" + b"\x88" * 100 + b"t\x86.",
     "many flags in an array": pickle.dumps(([_JPEG] * 2, np.ones(20_000_000, np.uint8)), 4),
     "images of an array of numbers": pickle.dumps((np.full(20_000_000, 60_000, np.uint16), [True]), 4),
     "a list in itself": b"]q\0(h\0h\0e.",
@@ -120,25 +145,40 @@ def _saved() -> bytes:
     return buffer.getvalue()
 
 
-def _legacy(body: bytes) -> bytes:
-    head = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03." + b"\x80\x02}q\x00."
-    return head + b"\x80\x02" + body + b"\x80\x02]."
+def _legacy(body: bytes, facts: bytes = b"}q\x00.", keys: bytes = b"].") -> bytes:
+    head = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + b"\x80\x02M\xe9\x03." + b"\x80\x02" + facts
+    return head + b"\x80\x02" + body + b"\x80\x02" + keys
 
 
 _LARGE, _LARGEST = b"\x8a\x06\0\0\0\0\0\x40", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f"
 _PAIRS = b"(" + b"".join(b"X\6\0\0\0%06dN\x86" % number for number in range(_MANY)) + b"l\x85q\2"
-_ARRAY = (  # of 4 MB
-    b"cnumpy.core.numeric\n_frombuffer\n(\x8e"
-    + struct.pack("<Q", 4_000_000)
-    + bytes(4_000_000)
-    + _DTYPE.replace(b"f8", b"f4")
-    + b"J"
-    + struct.pack("<I", 1_000_000)
-    + b"\x85X\1\0\0\0CtR"
+_WIDE_PAIRS = (  # with keys of 256 bytes that take a kilobyte
+    b"("
+    + b"".join(b"X\0\1\0\0%06d" % number + b"x" * 246 + b"\xf0\x9f\x98\x80N\x86" for number in range(1000))
+    + b"l\x85q\2"
+)
+_ARRAY = _array(4_000_000, b"f4")
+_MEGABYTES = (  # 45 times the same, each made anew
+    b"c_codecs\nencode\nq\x010X\6\0\0\0latin1q\x030"
+    + _text(b"x" * 1_000_000)
+    + b"h\3\x86q\x020("
+    + b"h\1h\2R" * 45
+    + b"t."
 )
 _REPEATED = b"".join(b"X\6\0\0\0%06dh\5" % number for number in range(_MANY))
 WEIGHTS = {
     "many tensors": _weights(_tensor().replace(b"_v2\n", b"_v2\nq\0", 1) + b"q\x020(" + b"h\0h\2R" * _MANY + b"t."),
+    "many dicts of long keys": _legacy(
+        b"ccollections\nOrderedDict\nq\0" + _WIDE_PAIRS + b"0(" + b"h\0h\2R" * 170 + b"t."
+    ),
+    "much of everything before the storages": _legacy(_MEGABYTES[:-1] + b".", _MEGABYTES, _MEGABYTES),
+    "an array of bytes as one of doubles": _weights(
+        b"}X\1\0\0\0actorch._utils\n_rebuild_xla_tensor\n(" + _array(30_000_000, b"u1") + b"ctorch\nfloat64\n\x89tRs."
+    ),
+    "a long array under two names": b"\x80\x02" + _array(_LONG, b"f4") + b"q\0" + b"0}(X\1\0\0\0ah\0X\1\0\0\0bh\0u.",
+    "many names that are wide": _archive(
+        {"x/data.pkl": b"N.", **{f"{n}" + "\U0001f600" * 16_000: b"" for n in range(600)}}
+    ),
     "many dicts of a long list": _legacy(
         b"ccollections\nOrderedDict\nq\0" + _PAIRS + b"0(" + b"h\0h\2R" * _MANY + b"t."
     ),
@@ -146,7 +186,7 @@ WEIGHTS = {
     "an archive in an archive": _archive({"x/data.pkl": _saved(), "x/data/0": _saved()}),
     "two pickles": _archive({"x/data.pkl": b"N.", "y/data.pkl": b"N."}),
     "a name that leaves the folder": _archive({"../../etc/data.pkl": b"N."}),
-    "many entries": _archive({f"x/{number}": b"" for number in range(100_001)}),
+    "many entries": _archive({f"x/{number}": b"" for number in range(50_001)}),
     "expanded by strides of 0": _one(size=b"J\0\0\0\x40J\0\0\0\x40\x86", stride=b"K\0K\0\x86"),
     "a huge stride": _one(stride=_LARGEST + b"K\1\x86"),
     "a negative stride": _one(stride=b"J\xfc\xff\xff\xffK\1\x86"),
@@ -170,6 +210,24 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_made_to_take_memory_or_time_are_refused(name: str) -> None:
     read("pt", WEIGHTS[name]).refused(len(WEIGHTS[name]))
+
+
+def test_one_array_for_many_images_is_copied_once() -> None:
+    data = b"\x80\x02" + _array(1_000_000, b"u1") + b"q\0(" + b"h\0" * 200 + b"t(" + b"\x88" * 100 + b"t\x86."
+    outcome = read("bin", data)
+    outcome.bounded(len(data))
+    assert not outcome.error
+
+
+def test_long_arrays_that_are_sound_are_read_in_twice_their_size() -> None:
+    narrow = b"ctorch._utils\n_rebuild_xla_tensor\n(" + _array(_LONG, b"f4") + b"ctorch\nbfloat16\n\x89tR"
+    for data in (
+        _weights(b"}X\1\0\0\0a" + narrow + b"s."),
+        b"\x80\x02}X\1\0\0\0a" + _array(_LONG, b"f4") + b"s.",
+    ):
+        outcome = read("pt", data)
+        outcome.bounded(len(data))
+        assert not outcome.error
 
 
 def test_what_is_sound_is_read_by_the_same_helper() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.checkpoint.manifest import CheckpointError, Manifest, StoredObject
 from app.data.dataset import open_dataset
 from app.data.label_list import open_labels
 from app.data.prepare.alignment import read_landmarks
@@ -21,6 +22,8 @@ from app.evaluate.ijb import load_metadata
 from tests.attacks.bounded import read
 from tests.attacks.tensor_files import tensor_file
 from tests.jobs import write_faces
+
+_WIDE = b"\xf0\x9f\x98\x80"  # one letter beyond 16 bits
 
 
 def _manifest(**changes: Any) -> bytes:
@@ -42,6 +45,11 @@ MANIFESTS = {
     "a negative step": _manifest(step=-1),
     "nested": _manifest().replace(b"{}", b"[" * 100_000),
     "millions of values": _manifest(meta={"a": [[]] * 2_000_000}),
+    "many keys": _manifest(meta={f"{number:x}": 0 for number in range(400_000)}),
+    "many long keys": _manifest(meta={f"{number:045d}": 0 for number in range(700_000)}),
+    "many dicts": _manifest(meta={"a": [{"a": 1.5}] * 200_000}),
+    "a long text of one wide letter": _manifest(meta={"a": ""}).replace(b'""', b'"' + b"x" * (39 << 20) + _WIDE + b'"'),
+    "a long text of one escaped letter": _manifest(meta={"a": "x" * (39 << 20) + _WIDE.decode()}),
     **{
         f"the name {name!r}": _item(name=name)
         for name in ("/etc/passwd", "..", "../a", "a\\b", "a\0", "a\nb", "", None)
@@ -54,6 +62,16 @@ MANIFESTS = {
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_that_is_none_is_damage(name: str) -> None:
     read("manifest", MANIFESTS[name]).refused(len(MANIFESTS[name]), "DamagedError")
+
+
+def test_a_manifest_of_half_a_million_chunks_is_read_in_twice_its_size() -> None:
+    chunks = tuple(f"{number:064d}" for number in range(560_000))
+    data = Manifest(1, 1, (StoredObject("a", len(chunks) << 20, chunks),)).to_json()
+    outcome = read("manifest", data)
+    outcome.bounded(len(data))
+    assert not outcome.error
+    with pytest.raises(CheckpointError, match="too large"):
+        Manifest(1, 1, (StoredObject("a", len(chunks) << 20, chunks * 2),)).to_json()
 
 
 def _placed(**changes: Any) -> dict[str, Any]:
@@ -69,6 +87,10 @@ TENSORS: dict[str, dict[str, Any] | bytes] = {
     "an unknown type": {"a": _placed(dtype="F128")},
     "nested": b"[" * 100_000,
     "no object": b'"a"',
+    "millions of lists": b'{"__metadata__": [' + b"[]," * 1_300_000 + b"[]]}",
+    "many tensors": {f"{n}": _placed(shape=[0], data_offsets=[0, 0]) for n in range(60_000)},
+    "a long text of one wide letter": b'{"__metadata__": "' + b"x" * (3 << 20) + _WIDE + b'", "a": 1}',
+    "a header of 30 MB": b'{"__metadata__": "' + b"x" * (30 << 20) + b'"}',
     "the same bytes again and again": {f"{n}": _placed(shape=[2**18], data_offsets=[0, 2**20]) for n in range(5000)},
 }
 
@@ -89,6 +111,7 @@ TOMLS = {
     "not a number": "[optim]\nlr = nan",
     "infinite": "[optim]\nlr = 1e999",
     "an escape sequence": '["\\u001b[2J"]\na = 1',
+    "dots of other keys": "\n".join(f"k{number}." + ".".join(["a"] * 250) + " = 1" for number in range(2000)),
     "dots": "\n".join(".".join(["a"] * 250) + f".b{number} = 1" for number in range(1500)),
 }
 
@@ -115,6 +138,10 @@ CONFIGURATIONS = {
     + _TWICE.replace("config.notes,", "list(config.notes),")
     + "config.margin_list = config.notes",
     "dicts that double": "a = {0: 0}\n" + "a = {0: a, 1: a}\n" * 60 + "config.rec = f'{a}'",
+    "semicolons": "a;" * 120_000,
+    "names": "config.lr = [" + "a," * 120_000 + "a]",
+    "names in a text": "a = f'" + "{a}" * 16_000 + "'",
+    "as many names as are read": "a;" * 24_000,
     "a program": "__import__('os').system('true')",
     "a default that is called": "def f(epoch, x=__import__('os')):\n    return 1\nconfig.lr_func = f",
 }

@@ -57,6 +57,7 @@ def run_target(name: str, count: int, seed: int) -> int:
     # A process that outgrows this dies of MemoryError instead of taking the machine along.
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        tempfile.tempdir = folder  # indexes that a node keeps go there too
         target = make_targets(Path(folder))[name]
         for sound in target.seeds:
             target.read(sound)

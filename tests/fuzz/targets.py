@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from app.config.recipe import Recipe
 from app.data.bin_sets import dump_set, parse_set
 from app.data.dataset import open_dataset
 from app.data.decode import decode_image, encode_jpeg
+from app.data.node_arrays import node_folder
 from app.data.prepare.folder import FaceOptions, make_face
 from app.data.reader import RecordReader
 from app.data.recordio import RecordError, class_of
@@ -84,6 +86,8 @@ config.warmup_epoch = config.num_epoch // 10
 
 def _read_dataset(folder: Path, record: bytes, index: bytes) -> None:
     folder.mkdir(exist_ok=True)
+    if kept := node_folder():
+        shutil.rmtree(kept)  # each input is a file of its own, and its index would be kept a day
     (folder / "train.rec").write_bytes(record)
     (folder / "train.idx").write_bytes(index)
     dataset = open_dataset(str(folder))
