@@ -6,9 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+_TOO_MANY, _SERVERS_FAULT = 429, 500  # HTTP's codes
+
 
 class ClusterError(ValueError):
-    """The cluster will not take the job; says why and what to do."""
+    """The cluster will not take the job; says why and what to do.
+
+    Args:
+        transient: the same question may be answered later.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class NoClusterError(ClusterError):
@@ -68,7 +78,9 @@ def explain(error: Exception, namespace: str, host: str) -> ClusterError:
 
     if not isinstance(error, ApiException):
         reason = str(getattr(error, "reason", error) or error).splitlines()[0]
-        return NoClusterError(f"the API server {host} does not answer: {reason}; check KUBECONFIG and the network")
+        return NoClusterError(
+            f"the API server {host} does not answer: {reason}; check KUBECONFIG and the network", transient=True
+        )
     detail = _detail(error)
     known = {
         401: "it does not know you: your kubeconfig's credentials have run out or are wrong; log in again",
@@ -79,7 +91,8 @@ def explain(error: Exception, namespace: str, host: str) -> ClusterError:
         400: f"it refuses the job: {detail}",
     }
     text = known.get(error.status or 0, f"it failed with {error.status} {error.reason}: {detail}; try again later")
-    return ClusterError(f"the API server {host}: {text}")
+    status = error.status or 0
+    return ClusterError(f"the API server {host}: {text}", transient=status == _TOO_MANY or status >= _SERVERS_FAULT)
 
 
 def _detail(error: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from torchx.plugins import register
 from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppResponse
 from torchx.schedulers.kubernetes_scheduler import KubernetesJob, KubernetesScheduler, Opts
-from torchx.specs import AppDef, CfgVal
+from torchx.specs import AppDef, AppState, CfgVal
 from torchx.specs.overlays import JOIN, apply_overlay, get_overlay
 from yaml import YAMLError
 
@@ -29,6 +30,7 @@ from torchx_plugins.schedulers._run_key import RunKey
 _GROUP = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
 MAX_NAME = 63
 MAX_BYTES = 1_500_000  # etcd's default limit of a request
+PATIENCE_SECONDS, PAUSE_SECONDS = 1800.0, 5.0
 
 T = TypeVar("T")
 
@@ -110,16 +112,36 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         """State of a job, or None where it is gone; to ask for such a one on the command line is an error.
 
+        Who waits for a job asks for days: a server that is away is asked again for ``PATIENCE_SECONDS``.
+
         Raises:
             ClusterError: the handle names none, or the cluster does not answer.
         """
         namespace, name = _split(app_id)
-        found = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).describe(app_id))
-        if found is None and subcommand() in ("cancel", "delete", "describe", "log", "status"):
+        asked = subcommand() in ("cancel", "delete", "describe", "log", "status")
+        deadline = 0.0
+        while True:
+            try:
+                found = self._call(namespace, lambda: self._describe(app_id))
+                break
+            except ClusterError as error:
+                if asked or not error.transient or (deadline and time.monotonic() > deadline):
+                    raise
+                if not deadline:
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+                    print(f"warning: {error}; asking again for {PATIENCE_SECONDS / 60:.0f} min", file=sys.stderr)
+                time.sleep(PAUSE_SECONDS)
+        if found is None and asked:
             raise ClusterError(
                 f"there is no job {name!r} in namespace {namespace!r}: torchx list -s kubernetes shows what there is"
             )
         return found
+
+    def _describe(self, app_id: str) -> DescribeAppResponse | None:
+        try:
+            return super().describe(app_id)
+        except (LookupError, StopIteration):  # a job that was just made has no phase yet, or one that TorchX knows not
+            return DescribeAppResponse(app_id=app_id, state=AppState.UNKNOWN)
 
     def list(self, cfg: Mapping[str, CfgVal] | None = None) -> list[ListAppResponse]:
         """Jobs of the namespace."""
