@@ -113,7 +113,7 @@ def _check_data(job: TrainJob, recipe: list[str]) -> None:
     if not job.data and own == "":
         raise ComponentError("no --data: URL of the folder with train.rec and train.idx; .torchxconfig may set it")
     if job.data and own and own != job.data:
-        note(f"--data {job.data} takes the place of the recipe's own, {own}: --data '' keeps it")
+        note(f"--data {job.data} takes the place of the recipe's own, {own[:200]}: --data '' keeps it")
 
 
 def _profile(hardware: str) -> HardwareProfile:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import client as kubernetes
 from torchx.schedulers import docker_scheduler
 from torchx.schedulers.docker_scheduler import Opts as DockerOpts
 from torchx.schedulers.kubernetes_scheduler import Opts
 from torchx.schedulers.local_scheduler import Opts as LocalOpts
 from torchx.specs import AppDef, Role
 
+from app import prepare, verify
+from app.config.recipe import all_settings
 from tests.components.test_appdefs import build
 from torchx_plugins.schedulers import local_interpreter
 from torchx_plugins.schedulers._pods import check_places
@@ -87,8 +93,40 @@ def test_a_job_that_no_api_server_stores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ClusterError, match=r"the job takes 2\.\d MB, and API servers store 1\.5 MB: name the recipe by"
     ):
-        pods(build("arcface_dist", hardware="cpu", nnodes="256", recipe=str(recipe)))
+        pods(build("arcface_dist", hardware="cpu", nnodes="256", recipe=str(recipe), data=""))
     assert len(pods(build("arcface_dist", nnodes="256", recipe="glint360k_r100"))) == 257
+
+
+def options_with_places() -> list[tuple[str, str]]:
+    """Every option of the three programs whose meaning is a URL, with the program that has it."""
+    of_train = [name for name, field in all_settings() if "URL" in field.meaning or "init_names" in field.meaning]
+    found = [("app.elastic.launch", f"--{name.replace('_', '-')}") for name in [*of_train, "verify.url"]]
+    programs: list[tuple[Any, list[str]]] = [(verify, [])]
+    programs += [(prepare, [kind]) for kind in ("folder", "pairs", "merge", "mend", "orl")]
+    for program, kind in programs:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            program.parse([*kind, "--help"])
+        for option, meaning in re.findall(r"^  (--[a-z-]+)(.*(?:\n    .*)*)", told.getvalue(), re.MULTILINE):
+            if "URL" in meaning or "init_names" in meaning:
+                found.append((program.__name__, option))
+    return found
+
+
+def test_no_option_leads_pods_to_a_folder_of_this_machine() -> None:
+    options = options_with_places()
+    assert {"--landmarks", "--pairs", "--data", "--weights-names", "--distill.teacher-names"} <= {o for _, o in options}
+    for module, option in options:
+        for words in ([option, "/home/me/x"], [f"{option}=./x"]):
+            job = job_of("python", "-m", module, "--output.url", "s3://runs", *words)
+            with pytest.raises(ClusterError, match=r"no pod has this folder"):
+                check_places(job)
+    check_places(job_of("python", "-m", "app.prepare", "split", "--data", "s3://x", "--pairs", "500"))
+
+
+def job_of(*command: str) -> dict[str, Any]:
+    pod = kubernetes.V1PodSpec(containers=[kubernetes.V1Container(name="x", image="a/b:1", command=list(command))])
+    return {"spec": {"tasks": [{"name": "x-0", "template": kubernetes.V1PodTemplateSpec(spec=pod)}]}}
 
 
 def test_a_container_on_a_machine_with_gpus_gets_them() -> None:

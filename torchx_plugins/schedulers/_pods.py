@@ -19,7 +19,8 @@ _REMEDIES = (
 )
 _PLACES = (
     *("--data.url", "--output.url", "--model", "--sets-url", "--report", "--output", "--source", "--verify.url"),
-    *("--model.init", "--model.init-names", "--head.init", "--distill.teacher"),
+    *("--model.init", "--model.init-names", "--head.init", "--distill.teacher", "--distill.teacher-names"),
+    *("--weights-names", "--data", "--pairs", "--landmarks"),
 )
 _OF_THIS_MACHINE = ("file", "local", "memory")  # schemes of what no other pod sees
 _IMAGE = re.compile(r"[^\sA-Z]+|[^\s/]+/[^\sA-Z]+")  # capitals are for the registry's name, the tag and the digest
@@ -72,6 +73,8 @@ def ask_pods(client: Any, namespace: str, resource: dict[str, Any], *, strict: b
 
 def _is_local(place: str) -> bool:
     scheme, found, _ = place.partition("://")
+    if place.isdigit():
+        return False  # app.prepare split --pairs is how many
     return bool(place) and place != "synthetic" and (not found or scheme in _OF_THIS_MACHINE)
 
 
