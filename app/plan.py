@@ -31,7 +31,7 @@ _MIB = 1 << 20
 _FACE_BYTES = 8 << 10  # a 112 x 112 JPEG of the public datasets, with its header
 _SET_BYTES = 12_000 * _FACE_BYTES  # a verification set of 6,000 pairs, kept encoded
 _PROCESS_BYTES = 256 * _MIB  # the interpreter with torch and all that app.train imports
-_BLOCK_BYTES = {"cpu": 8 * _MIB, "device": 256 * _MIB}  # app.device.Device.block_bytes
+_BLOCK_BYTES = {"cpu": 8 * _MIB, "device": 512 * _MIB}  # app.device.Device.block_bytes
 # What the C library's allocator holds beyond what is alive, as a share of the backbone's pass: measured on the CPU by
 # benchmarks/plan.py (0.19 to 0.42 of it in five runs). Accelerators: not measured, not counted.
 _RESERVE = 0.25

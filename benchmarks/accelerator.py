@@ -53,6 +53,7 @@ class StepCase:
     classes: int
     rate: float
     batch: int
+    channels_last: bool = True  # ours; the reference is NCHW
 
 
 HEADS = [
@@ -66,9 +67,11 @@ HEADS = [
 ]
 STEPS = [
     StepCase("mbf", 360_232, 1.0, 128),
+    StepCase("mbf", 360_232, 1.0, 128, channels_last=False),
     StepCase("r50", 360_232, 1.0, 128),
     StepCase("r50", 2_000_000, 0.1, 128),
     StepCase("r100", 360_232, 1.0, 128),
+    StepCase("vit_s", 360_232, 1.0, 128),
 ]
 
 
@@ -143,7 +146,7 @@ def head_inputs(case: HeadCase, device: Device) -> list[tuple[Tensor, Tensor]]:
 def recipe_of(case: StepCase) -> Recipe:
     """As glint360k is trained: float16, a batch a device."""
     return Recipe(
-        model=ModelConfig(backbone=case.backbone),
+        model=ModelConfig(backbone=case.backbone, channels_last=case.channels_last),
         head=HeadConfig(m2=MARGIN, scale=SCALE, sample_rate=case.rate),
         optim=OptimConfig(lr=LR, clip_norm=5.0),
         train=TrainConfig(batch_size=case.batch, precision="fp16", logical_workers=1),
@@ -257,7 +260,8 @@ def main() -> None:
             found = measure(
                 {"reference": reference_step, "ours": our_step}, case, device, options.rounds, options.steps
             )
-            print(row(f"{case.backbone}, {case.classes:,}, {case.rate:g}, {case.batch}", found, case.batch), flush=True)
+            name = f"{case.backbone}{'' if case.channels_last else ' (NCHW)'}"
+            print(row(f"{name}, {case.classes:,}, {case.rate:g}, {case.batch}", found, case.batch), flush=True)
 
 
 if __name__ == "__main__":
