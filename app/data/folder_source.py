@@ -91,11 +91,13 @@ def _list_files(url: str) -> list[tuple[str, int]]:
     shown = storage.redact(url)
     files: list[tuple[str, int]] = []
     subfolders: set[str] = set()
-    loose, deeper = 0, list[str]()
+    loose, deeper, datasets = 0, list[str](), set[str]()
     for name, size in _walk_any(url):
         person, inside, rest = name.partition("/")
         if inside and person not in subfolders and not _is_system(person):
             subfolders.add(person)
+        if rest == "train.rec":
+            datasets.add(person)  # such as one made of these photographs, whose sheet.png is nobody's picture
         if not name.lower().endswith(SUFFIXES) or _is_system(name):
             continue
         if not inside:
@@ -104,6 +106,11 @@ def _list_files(url: str) -> list[tuple[str, int]]:
             deeper.append(name)
         else:
             files.append((name, size))
+    if datasets:
+        warnings.warn(
+            f"{shown}: {', '.join(sorted(datasets)[:3])}: a dataset with a train.rec, no person", stacklevel=3
+        )
+        files = [file for file in files if file[0].partition("/")[0] not in datasets]
     if not files:
         raise NoImagesError(f"{shown} holds neither train.rec nor subfolders with images")
     if deeper:
@@ -113,7 +120,7 @@ def _list_files(url: str) -> list[tuple[str, int]]:
         )
     if loose:
         warnings.warn(f"{shown}: {loose} images in no person's subfolder are left out", stacklevel=3)
-    if empty := subfolders - {name.partition("/")[0] for name, _ in files}:
+    if empty := subfolders - datasets - {name.partition("/")[0] for name, _ in files}:
         warnings.warn(
             f"{shown}: {len(empty)} of {len(subfolders)} subfolders hold no image, such as {min(empty)!r}: they are no "
             "classes",

@@ -71,6 +71,16 @@ def test_a_name_is_the_same_however_its_letters_are_written(tmp_path: Path) -> N
     assert labels_of(f"{tmp_path}/mac,{tmp_path}/other", people="shared") == [2, 2]
 
 
+def test_a_dataset_between_photographs_is_no_person(tmp_path: Path) -> None:
+    write_folder(tmp_path, *FOLDER)
+    (tmp_path / "faces").mkdir()
+    write_plain(tmp_path / "faces", [0.0, 1.0])
+    (tmp_path / "faces" / "sheet.png").write_bytes(JPEG)
+    with pytest.warns(UserWarning, match="faces: a dataset with a train.rec, no person") as said:
+        assert labels_of(tmp_path) == [4, 4]
+    assert len(said) == 1
+
+
 @pytest.mark.filterwarnings("ignore:skipped")
 def test_an_image_that_is_deleted_in_mid_run_is_a_bad_record(tmp_path: Path, bucket_url: str) -> None:
     for name in FOLDER:

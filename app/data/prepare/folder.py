@@ -42,6 +42,7 @@ _PART_IMAGES = 512  # what a stop loses at most: half a minute of a detector on 
 MAX_FILE_BYTES = 256 << 20
 MIN_SIDE = 8  # pixels of a picture's shorter side, and of what is left of it in the square
 _FEW_PEOPLE = "too few pictures"
+_DATASET = "beside a train.rec"
 
 Align = Literal["none", "detector"]
 Report = Callable[[int, int], None]  # photographs done, of how many
@@ -123,12 +124,15 @@ def list_jobs(
         PrepareError: there is no photograph.
     """
     jobs, skipped, people = [], [], set()
+    datasets = {file.name.rpartition("/")[0] for file in source.files if file.name.endswith("/train.rec")}
     for file in source.files:
         if any(name and (file.name == name or file.name.startswith(f"{name}/")) for name in apart):
             continue
         folder, _, _ = file.name.rpartition("/")
         if is_system_file(file.name):
             skipped.append(Skipped(file.name, "system file", ""))
+        elif folder in datasets:  # an earlier output, whose sheet.png is no picture of a person
+            skipped.append(Skipped(file.name, _DATASET, ""))
         elif ending(file.name) not in ENDINGS and ending(file.name):
             skipped.append(Skipped(file.name, *describe_ending(ending(file.name))))
         elif not file.regular:
@@ -141,7 +145,7 @@ def list_jobs(
             name = same_name(folder.split("/", 1)[0] if person == "first" else folder)
             people.add(name)
             jobs.append(Job(name, file))
-    for folder in source.folders:
+    for folder in set(source.folders) - datasets:
         plain = same_name(folder)
         known = any(other == plain or other.startswith(f"{plain}/") for other in people)
         top = "/" not in folder and not is_system_file(folder) and folder not in [name.split("/")[0] for name in apart]
@@ -336,7 +340,7 @@ def _choose(
 
 def _refuse(source: Source, parts: str, kept: list[int], findings: Findings, options: FolderOptions) -> None:
     """Raise where nothing is left, or something is left out that may not be."""
-    wrong = [item for item in findings.skipped if item.reason != "system file"]
+    wrong = [item for item in findings.skipped if item.reason not in ("system file", _DATASET)]
     if kept and not (options.strict and wrong):
         return
     storage.delete_tree(parts)

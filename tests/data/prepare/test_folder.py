@@ -249,6 +249,13 @@ def test_an_output_inside_the_source_is_no_person(tmp_path: Path) -> None:
     for _ in range(2):
         prepare_folder(str(tmp_path), str(tmp_path / "out"), FolderOptions(FaceOptions(size=32)))
     assert json.loads((tmp_path / "out" / "people.json").read_text()) == ["a"]
+    assert (tmp_path / "out" / "sheet.png").exists()
+    options = FolderOptions(FaceOptions(size=32), strict=True, sheet=0)
+    prepare_folder(str(tmp_path), str(tmp_path / "parts" / "other"), options)
+    prepare_folder(str(tmp_path), str(tmp_path / "parts" / "third"), FolderOptions(FaceOptions(size=32)))
+    assert json.loads((tmp_path / "parts" / "third" / "people.json").read_text()) == ["a"]
+    listed = {(row["file"], row["reason"]) for row in table(tmp_path / "parts" / "third" / "skipped.csv")}
+    assert {("out/sheet.png", "beside a train.rec"), ("parts/other/train.rec", "beside a train.rec")} <= listed
 
 
 def test_links_that_lead_back_and_what_is_no_file(tmp_path: Path) -> None:
