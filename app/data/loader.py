@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -97,32 +98,39 @@ class Loader:
         """Whole global batches in an epoch."""
         return self.order.samples_per_worker // self.batch_size
 
-    def steps(self, epoch: int, first: int, workers: Sequence[int]) -> Iterator[list[Batch]]:
+    def steps(self, epoch: int, first: int, workers: Sequence[int], count: int | None = None) -> Iterator[list[Batch]]:
         """The steps ``first``.. of an epoch: a list of one batch for each of ``workers``.
+
+        Args:
+            count: how many, over the ends of epochs, where the next one is read ahead as any other batch is. None: to
+                the end of this epoch.
 
         Raises:
             RecordError: too many records are unreadable, or a label is out of range.
         """
-        start = first * self.batch_size
-        streams = {w: WindowStream(self._source, self.order, epoch, w, self._fetchers, start) for w in workers}
-        specs = ((step, worker) for step in range(first, self.steps_per_epoch) for worker in workers)
+        begin = epoch * self.steps_per_epoch + first
+        numbers = range(begin, begin + (self.steps_per_epoch - first if count is None else count))
+        specs = ((number, worker) for number in numbers for worker in workers)
+        streams: dict[tuple[int, int], WindowStream] = {}
         pending: deque[Future[Batch]] = deque()
-        batches: list[Batch] = []
         ahead = max(1, self._config.prefetch, len(workers))
+
+        def submit() -> None:
+            for number, worker in islice(specs, ahead - len(pending)):
+                place, step = (number // self.steps_per_epoch, worker), number % self.steps_per_epoch
+                if place not in streams:
+                    start = first * self.batch_size if place[0] == epoch else 0
+                    streams[place] = WindowStream(self._source, self.order, *place, self._fetchers, start)
+                pending.append(self._decoders.submit(self._make_batch, streams[place], place[0], step))
+
         try:
-            for step, worker in specs:
-                pending.append(self._decoders.submit(self._make_batch, streams[worker], epoch, step))
-                if len(pending) < ahead:
-                    continue
-                batches.append(pending.popleft().result())
-                if len(batches) == len(workers):
-                    yield batches
-                    batches = []
-            while pending:
-                batches.append(pending.popleft().result())
-                if len(batches) == len(workers):
-                    yield batches
-                    batches = []
+            submit()
+            for number in numbers:
+                batches = [pending.popleft().result() for _ in workers]
+                for place in [place for place in streams if place[0] < number // self.steps_per_epoch]:
+                    streams.pop(place).close()
+                submit()
+                yield batches
         finally:
             for future in pending:
                 future.cancel()

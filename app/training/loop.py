@@ -183,10 +183,9 @@ class Loop:
         self._clock.restart()
 
     def _batches(self) -> Iterator[list[Batch]]:
+        epoch, first = divmod(self.step, self.steps_per_epoch)
         share = self.trainer.plan.share(self.world.rank)
-        while True:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            yield from self.loader.steps(epoch, first, share)
+        return self.loader.steps(epoch, first, share, self.last_step - self.step)
 
     def _count_bad(self, own: int, of_all: int) -> None:
         """Count a trained step's unreadable records, and let the loader know of those that it did not see."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ import torch
 from torch import Tensor
 
 from app import storage
+from app.data import loader as loader_module
 from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.data.decode import encode_jpeg
 from app.data.loader import Batch, Loader
-from app.data.order import make_order
+from app.data.order import SampleOrder, make_order
 from app.data.reader import RecordReader
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import ImageHeader, RecordError, pack_image
 from app.data.records import RecordSource
+from app.data.source import Source
+from app.data.window import WindowStream
 from app.storage import StorageError
 
 CLASSES, PER_CLASS, SIZE = 6, 8, 16
@@ -70,6 +74,38 @@ def test_batches_do_not_depend_on_the_start_or_on_which_process_runs_a_worker(fo
     whole = flat(make_loader(folder, augment="small").steps(2, 0, [0, 1]))
     assert flat(make_loader(folder, augment="small", workers=1).steps(2, 3, [0, 1])) == whole[6:]
     assert flat(make_loader(folder, augment="small", prefetch=1).steps(2, 0, [1])) == whole[1::2]
+
+
+def test_steps_go_on_over_the_ends_of_epochs_and_are_read_ahead_there(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = make_loader(folder, augment="small")
+    each = loader.steps_per_epoch
+    apart = [batch for epoch in range(3) for batch in flat(loader.steps(epoch, 0, [0, 1]))]
+    opened: list[int] = []
+    closed: list[int] = []
+    make, close = loader_module.WindowStream, WindowStream.close
+
+    def opening(source: Source, order: SampleOrder, epoch: int, *arguments: Any) -> WindowStream:
+        opened.append(epoch)
+        return make(source, order, epoch, *arguments)
+
+    def closing(stream: WindowStream) -> None:
+        closed.append(stream._epoch)
+        close(stream)
+
+    monkeypatch.setattr(loader_module, "WindowStream", opening)
+    monkeypatch.setattr(WindowStream, "close", closing)
+    seen: list[list[Batch]] = []
+    for batches in make_loader(folder, augment="small").steps(0, 2, [0, 1], 2 * each + 3):
+        seen.append(batches)
+        if len(seen) + 2 == each:  # the last step of the first epoch
+            assert opened == [0, 0, 1, 1]
+            assert not closed
+        if len(seen) + 2 == each + 1:
+            assert closed == [0, 0]
+    assert flat(iter(seen)) == apart[4 : 4 + 2 * (2 * each + 3)]
+    assert opened == closed == [0, 0, 1, 1, 2, 2]
 
 
 def test_neighbouring_records_come_with_one_request(folder: str) -> None:
