@@ -26,7 +26,7 @@ from fsspec.spec import AbstractBufferedFile
 from app import errors, store_errors
 from app.errors import AppError
 from app.patience import patiently
-from app.store_requests import hurry_parts, in_time, is_s3, list_page, read_side_by_side, read_whole
+from app.store_requests import hurry_parts, in_time, is_s3, list_page, look_up, read_side_by_side, read_whole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -244,7 +244,7 @@ def info(url: str) -> ObjectInfo:
     """
     filesystem, path = open_filesystem(url)
     with explained(url, "look-up"):
-        details = in_time(filesystem, url, "info", path)
+        details = look_up(filesystem, path, url)
     names = ("ETag", "etag", "mtime", "Last-Modified", "created")
     return ObjectInfo(url, int(details["size"] or 0), plain_tag(next(filter(None, map(details.get, names)), "")))
 

@@ -171,6 +171,7 @@ _CLASSES: dict[str, Meaning] = {
     ),
     "EncodedError": Meaning("the server compresses what it sends; have it send these files as they are"),
     "TooManyRedirects": Meaning("its server redirects in a ring; correct the URL or the server"),
+    "StrangeAnswerError": Meaning("what answers is not the store, but something before it", transient=True),
     "WrongRangeError": Meaning(
         "the server, or a cache before it, sent another range than was asked for", transient=True
     ),

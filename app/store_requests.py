@@ -21,7 +21,11 @@ _requests = Requests(hedges=False)  # objects may be large: two answers at once 
 
 
 class ShortError(ConnectionError):
-    """An answer ended before the object did."""
+    """An answer ended before the object did, or after."""
+
+
+class StrangeAnswerError(ConnectionError):
+    """An answer that no S3 store gives: something before it answered in its place, and called that a success."""
 
 
 class NoRangesError(OSError):
@@ -65,6 +69,40 @@ def in_time(
     return sync(filesystem.loop, ask)
 
 
+def look_up(filesystem: Any, path: str, url: str) -> dict[str, Any]:
+    """What fsspec's ``info`` says of an object or a folder."""
+    if not is_s3(filesystem):
+        return cast(dict[str, Any], in_time(filesystem, url, "info", path))
+
+    async def size() -> int:
+        return 0
+
+    async def ask() -> dict[str, Any]:
+        return await _requests.ask(redact(url), lambda: _look_up(filesystem, path), size, may_pass=is_late)
+
+    return cast(dict[str, Any], sync(filesystem.loop, ask))
+
+
+async def _look_up(filesystem: Any, path: str) -> dict[str, Any]:
+    try:
+        about = cast(dict[str, Any], await filesystem._info(path))
+    except PermissionError:
+        # The answer to a HEAD has no body: why it is refused (a clock, a token, a policy) tells that to a GET.
+        bucket, key, _ = filesystem.split_path(path)
+        if key:
+            answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **filesystem.req_kw)
+            answer["Body"].close()
+        raise
+    if about.get("type") == "file":
+        _check_tag(about.get("ETag"))
+    return about
+
+
+def _check_tag(tag: object) -> None:
+    if not tag:
+        raise StrangeAnswerError("an answer without ETag came")
+
+
 def list_page(filesystem: Any, path: str, url: str, after: str) -> tuple[list[tuple[str, int]], str]:
     """Keys under S3's folder ``path``, from there on, with their bytes; some thousand, and what the next page is after.
 
@@ -86,7 +124,8 @@ def read_whole(filesystem: Any, path: str, url: str) -> bytes:
         return cast(bytes, filesystem.cat_file(path))
 
     async def size() -> int:
-        return int((await filesystem._info(path))["size"] or 0)
+        about = await (_look_up(filesystem, path) if is_s3(filesystem) else filesystem._info(path))
+        return int(about["size"] or 0)
 
     async def read() -> bytes:
         if not is_s3(filesystem):
@@ -94,7 +133,7 @@ def read_whole(filesystem: Any, path: str, url: str) -> bytes:
         expected = await size()  # the driver would ask too; and an answer that was cut off cleanly does not tell
         alone = {"max_concurrency": 1} if expected < _LARGE else {}
         data = cast(bytes, await filesystem._cat_file(path, **alone))
-        if len(data) < expected:
+        if len(data) != expected:  # more: it was replaced just now, or what came is the page of a gateway
             raise ShortError(f"{len(data)} of {expected} bytes came")
         return data
 
@@ -133,6 +172,7 @@ async def get_s3_range(filesystem: Any, path: str, start: int, stop: int, tag: s
         "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned, **filesystem.req_kw
     )
     try:
+        _check_tag(answer.get("ETag"))
         about = answer.get("ResponseMetadata", {})
         told = answer.get("ContentRange", "") if about.get("HTTPStatusCode", 206) == 206 else None
         _check_range(told, answer.get("ContentLength"), start, stop)

@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
 
-# What may happen to a request: an HTTP status as text; reset: the connection breaks; stall: no answer for a while, then
+# What may happen to a request: an HTTP status as text, with the code of an error behind a colon or without; a status of
+# 200 is an error too then, as S3 ends what takes long; reset: the connection breaks; stall: no answer for a while, then
 # the same; late: the store does what it was asked, and the answer comes after as long; lost: it does, the answer never
 # comes; truncate: half of the answer's body, cleanly; cut: half of it, then the connection breaks; slow: 1 kB/s.
 Decision = Callable[[str, str], str]
@@ -58,8 +59,9 @@ class Proxy:
         body = _read_body(request)
         fault = self.decide(request.command, request.path)
         self.requests.append((request.command, request.path, fault))
-        if fault.isdigit():
-            _answer(request, int(fault), _error_body(fault))
+        if fault[:3].isdigit():
+            number, _, code = fault.partition(":")
+            _answer(request, int(number), _error_body(code or _CODES.get(number, "InternalError")))
             return
         if fault == "stall":
             time.sleep(self.stall)
@@ -129,8 +131,7 @@ def _read_body(request: BaseHTTPRequestHandler) -> bytes:
     return body
 
 
-def _error_body(status: str) -> bytes:
-    code = _CODES.get(status, "InternalError")
+def _error_body(code: str) -> bytes:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
 
 

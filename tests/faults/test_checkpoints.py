@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import s3fs
+import torch
 
 from app import storage
 from app.checkpoint.conditional import require_conditional_writes
 from app.checkpoint.manifest import CheckpointError
+from app.checkpoint.transfer import open_tensors, write_tensors
 from app.errors import AppError
 from app.observe.events import read_events
+from app.patience import persist
 from demo.object_store import ObjectStore
 from tests.checkpoint.test_manager import CLASSES, manager, save_on, state
 from tests.faults.proxy import Decision, Proxy, well
@@ -68,6 +71,44 @@ def test_an_outage_while_loading_is_waited_for(proxy: Proxy, bucket_url: str, pl
         loaded = manager(bucket_url, patience=60).load_latest((0, CLASSES))
     assert loaded is not None
     assert loaded.step == 3
+
+
+@pytest.mark.filterwarnings("error:passed over")
+@pytest.mark.parametrize("place", ["manifest", "tensors"])
+@pytest.mark.parametrize("kind", ["403:RequestTimeTooSkewed", "200:InternalError"])
+def test_a_clock_that_is_off_and_errors_that_are_called_successes_pass(
+    proxy: Proxy, bucket_url: str, place: str, kind: str
+) -> None:
+    manager(bucket_url).save(state(3))
+    for_a_while(proxy, fails(kind, PLACES[place]), 1.0)
+    loaded = manager(bucket_url, patience=60).load_latest((0, CLASSES))
+    assert loaded is not None
+    assert loaded.step == 3
+
+
+def test_why_a_look_up_is_refused_is_asked(proxy: Proxy, bucket_url: str) -> None:
+    """The answer to a HEAD says 403 and nothing else; an object is not absent because a clock is off."""
+    place = storage.join(bucket_url, "a")
+    storage.write_bytes(place, b"x")
+    proxy.decide = fails("403:RequestTimeTooSkewed", "/a")
+    for ask in (storage.info, storage.read_optional, lambda url: storage.exists(url, optional=True)):
+        with pytest.raises(storage.StorageError, match="clock differs") as told:
+            ask(place)
+        assert told.value.transient
+    proxy.decide = fails("403", "/a")
+    with pytest.warns(UserWarning, match="as if it did not exist"):
+        assert storage.read_optional(place) is None
+
+
+@pytest.mark.parametrize("verb", ["PUT", "POST"])
+def test_a_large_object_whose_parts_or_end_fail_with_status_200_is_sent_again(
+    proxy: Proxy, bucket_url: str, verb: str
+) -> None:
+    place, tensors = storage.join(bucket_url, "large"), {"a": torch.arange(3 << 20, dtype=torch.float32)}
+    for_a_while(proxy, fails("200:InternalError", "large", verb), 1.0)
+    item = persist(lambda: write_tensors(place, tensors, None), time.monotonic() + 60)
+    assert any(fault for *_, fault in proxy.requests)
+    assert torch.equal(open_tensors(place, item, time.monotonic()).load()["a"], tensors["a"])
 
 
 @pytest.mark.parametrize(("verbs", "what"), [("HEAD", "/"), ("GET", "list-type"), ("GET", "rows-0000000006")])
@@ -135,7 +176,7 @@ def test_a_commit_whose_answer_is_lost_counts(proxy: Proxy, bucket_url: str) -> 
     assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [5]
 
 
-@pytest.mark.parametrize("kind", ["503", "reset", "403", "lost"])
+@pytest.mark.parametrize("kind", ["503", "reset", "403", "lost", "200:SlowDown"])
 def test_a_save_is_tried_again_while_training_goes_on(proxy: Proxy, bucket_url: str, kind: str) -> None:
     checkpoints = manager(bucket_url, patience=60)
     checkpoints.load_latest((0, CLASSES))
