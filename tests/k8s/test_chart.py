@@ -44,7 +44,7 @@ ODD: dict[str, Any] = {
         "dns": {"namespaces": ["openshift-dns"], "cidrs": ["169.254.20.10/32"], "port": 5353},
     },
     "podMonitor": {**ON, "labels": {"release": "on"}},
-    "reverify": {**ON, "model": "s3://runs/a: b #c", "sets": "s3://faces/{x}", "floor": 1},
+    "reverify": {**ON, "model": "s3://runs/a: b #c$(HOME)", "sets": "s3://faces/{x}$$", "floor": 1},
     "seaweedfs": {**ON, "bucket": "123", "storageClass": "no"},
 }
 BARE: dict[str, Any] = {
@@ -124,7 +124,7 @@ def test_odd_values_arrive_as_they_are() -> None:
     assert found["ServiceAccount", "1e3"]["imagePullSecrets"] == [{"name": "007"}]
     assert found["ServiceAccount", "1e3"]["metadata"]["annotations"] == {"a.b/c": "yes: no"}
     cron = found["CronJob", "arcface-reverify"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert cron["containers"][0]["args"][1:4:2] == ["s3://runs/a: b #c", "s3://faces/{x}"]
+    assert cron["containers"][0]["args"][1:4:2] == ["s3://runs/a: b #c$$(HOME)", "s3://faces/{x}$$$$"]  # the kubelet halves them
     assert cron["containers"][0]["image"] == "registry.example:5000/a:1.0"
     assert found["PodMonitor", "arcface"]["metadata"]["labels"]["release"] == "on"
     store, trial = found["NetworkPolicy", "arcface-object-store"]["spec"]["egress"]
@@ -245,7 +245,7 @@ def test_helm_test_writes_to_the_store() -> None:
     for values, url in (
         ({}, "s3://runs/.helm-test"),
         ({"seaweedfs": ON}, "s3://faces/.helm-test"),
-        ({"s3": {"testUrl": "s3://ours/x"}}, "s3://ours/x"),
+        ({"s3": {"testUrl": "s3://ours/x$(A)"}}, "s3://ours/x$$(A)"),
     ):
         (pod,) = [d for d in documents(values) if d["kind"] == "Pod"]
         (container,) = pod["spec"]["containers"]
