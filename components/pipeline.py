@@ -1,7 +1,8 @@
 """Trains, waits, verifies: ``python -m components.pipeline --nnodes 4 --floor 0.98``.
 
 Runs ``arcface_dist``, and when that has succeeded ``arcface_verify`` on its run folder; prints the accuracy table. Ends
-with 0 when every accuracy reached the floor, with 1 when a job failed, with 3 when the verification job did.
+with 0 when every accuracy reached the floor, with 1 when a job failed, with 3 when the verification job did. Ctrl-C or
+SIGTERM, as a cancelled CI run sends it, cancels the job that runs and ends with 130.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -29,14 +31,18 @@ from torchx_plugins.schedulers._command_line import REFUSALS, leave_usage_out
 
 PASSED_ON = ("nnodes", "nproc_per_node", "recipe", "data", "output", "name", "hardware", "image", "rdzv_port")
 Cfg = dict[str, CfgVal]
-EXIT_TRAINING_FAILED, EXIT_VERIFICATION_FAILED = 1, 3
+EXIT_TRAINING_FAILED, EXIT_VERIFICATION_FAILED, EXIT_STOPPED = 1, 3, 130
 
 
 def main(arguments: list[str]) -> int:
     """Run both jobs; returns the exit code."""
     options = parse(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(options)
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
     except REFUSALS as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_TRAINING_FAILED
@@ -79,18 +85,27 @@ def run_job(
     role: str,
     replicas: int = 1,
 ) -> AppStatus:
-    """Submit a component, show its replicas' logs, wait for its end; Ctrl-C cancels it."""
+    """Submit a component, show its replicas' logs, wait for its end; who is interrupted cancels it."""
     handle = runner.run_component(f"{FILE}:{component}", arguments, options.scheduler, cfg=cfg)
-    print(f"{component}: {handle}", flush=True)
-    with _showing_logs(runner, handle, role, replicas):
-        try:
+    try:
+        print(f"{component}: {handle}", flush=True)
+        with _showing_logs(runner, handle, role, replicas):
             status = runner.wait(handle, wait_interval=options.poll_seconds)
-        except KeyboardInterrupt:
-            runner.cancel(handle)
-            raise
+    except KeyboardInterrupt:
+        cancel(runner, handle)
+        raise
     if status is None:
         raise ValueError(f"{handle} is gone: somebody deleted it")
     return status
+
+
+def cancel(runner: Runner, handle: str) -> None:
+    """Cancel a job, and say whether that has worked."""
+    try:
+        runner.cancel(handle)
+        print(f"stopped: {handle} is cancelled", file=sys.stderr)
+    except REFUSALS as error:
+        print(f"error: {handle} still runs: {' '.join(str(error).split())}: torchx cancel {handle}", file=sys.stderr)
 
 
 @contextmanager
@@ -113,11 +128,13 @@ def _showing_logs(runner: Runner, handle: str, role: str, replicas: int) -> Iter
         thread.start()
     try:
         yield
-    finally:
+    except BaseException:  # who is interrupted has no time for the rest
         done.set()
-        deadline = time.monotonic() + 10
-        for thread in threads:
-            thread.join(max(0, deadline - time.monotonic()))
+        raise
+    done.set()
+    deadline = time.monotonic() + 10
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
 
 
 def train_arguments(options: argparse.Namespace) -> list[str]:

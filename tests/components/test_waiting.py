@@ -1,7 +1,10 @@
-"""Who waits for a job is not put off by a server that is away for a while, or by a job that has no state yet."""
+"""Who waits for a job is not put off by a server that is away or a job without a state; who is stopped cancels it."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 from torchx.specs import AppState
 
+from tests import jobs
 from tests.components.api_server import ApiServer
 from torchx_plugins.schedulers import elastic_kubernetes
 from torchx_plugins.schedulers._cluster import ClusterError
@@ -87,3 +91,54 @@ def test_a_job_without_a_state_that_is_known_is_no_error(
     found = scheduler().describe("default:x")
     assert found is not None
     assert found.state == state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_pipeline_that_is_stopped_cancels_its_job(server: ApiServer, sent: signal.Signals) -> None:
+    variables = {"KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "components.pipeline", "--nnodes", "1", "--poll-seconds", "0.2"],
+        env=jobs.environment() | variables,
+        cwd=jobs.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        handle = running.stdout.readline().split()[-1]
+        running.send_signal(sent)
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert err.splitlines()[-1] == f"stopped: {handle} is cancelled"
+    assert "Traceback" not in err
+    assert server.jobs()[0]["status"]["state"]["phase"] == "Aborted"
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_read_enough_is_no_error(server: ApiServer) -> None:
+    words = [
+        str(Path(sys.executable).with_name("torchx")),
+        "run",
+        "--dryrun",
+        "-s",
+        "kubernetes",
+        "components.py:arcface_dist",
+        "--nnodes",
+        "64",
+    ]
+    variables = {"KUBECONFIG": str(server.kubeconfig), "HOME": str(server.kubeconfig.parent)}
+    with subprocess.Popen(
+        words,
+        env=jobs.environment() | variables,
+        cwd=jobs.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        err = running.stderr.read()
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err

@@ -124,7 +124,10 @@ def test_odd_values_arrive_as_they_are() -> None:
     assert found["ServiceAccount", "1e3"]["imagePullSecrets"] == [{"name": "007"}]
     assert found["ServiceAccount", "1e3"]["metadata"]["annotations"] == {"a.b/c": "yes: no"}
     cron = found["CronJob", "arcface-reverify"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert cron["containers"][0]["args"][1:4:2] == ["s3://runs/a: b #c$$(HOME)", "s3://faces/{x}$$$$"]  # the kubelet halves them
+    assert cron["containers"][0]["args"][1:4:2] == [
+        "s3://runs/a: b #c$$(HOME)",
+        "s3://faces/{x}$$$$",
+    ]  # the kubelet halves them
     assert cron["containers"][0]["image"] == "registry.example:5000/a:1.0"
     assert found["PodMonitor", "arcface"]["metadata"]["labels"]["release"] == "on"
     store, trial = found["NetworkPolicy", "arcface-object-store"]["spec"]["egress"]

@@ -79,6 +79,9 @@ def _say_nothing_of_refusals(failure: threading.ExceptHookArgs) -> None:
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
+    elif issubclass(kind, BrokenPipeError):
+        # Who reads what is printed has read enough (| head); what is still buffered is for nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif issubclass(kind, REFUSALS):
         text = " ".join(str(error).split())
         if "key=value" in text or "val<delim>key" in text:
