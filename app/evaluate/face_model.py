@@ -17,6 +17,7 @@ from app.data.prepare.folder import Align, FaceOptions
 from app.data.prepare.photograph import (
     ENDINGS,
     PhotographError,
+    as_viewed,
     ending,
     fit_square,
     is_system_file,
@@ -138,7 +139,15 @@ class FaceModel:
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
                 raise PhotographError(name, f"expected RGB uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
             picture = Image.fromarray(picture)
-        picture = picture.convert("RGB")
+        if not isinstance(picture, Image.Image):
+            kind = f"{type(picture).__module__}.{type(picture).__qualname__}".removeprefix("builtins.")
+            raise PhotographError(
+                name, f"a path, bytes, a PIL image or an array uint8 [H, W, 3] is expected, got {kind}"
+            )
+        try:
+            picture = as_viewed(picture)
+        except Exception as error:  # Pillow reads an opened file only now
+            raise PhotographError(f"{name}: unreadable", f"{type(error).__name__}: {error}") from error
         if self._finder is None:
             return np.asarray(fit_square(picture, self.image_size))
         try:
@@ -176,7 +185,7 @@ def load_model(
 
 
 def _listed(pictures: Picture | Iterable[Picture]) -> Iterable[Picture]:
-    single = isinstance(pictures, str | bytes | os.PathLike | Image.Image)
-    if single or (isinstance(pictures, np.ndarray) and pictures.ndim == 3):
+    single = isinstance(pictures, str | bytes | os.PathLike | Image.Image) or not isinstance(pictures, Iterable)
+    if single or (isinstance(pictures, np.ndarray) and pictures.dtype.kind not in "OSU" and pictures.ndim < 4):
         return [pictures]  # type: ignore[list-item]
     return pictures  # type: ignore[return-value]

@@ -62,6 +62,33 @@ def test_every_form_of_a_picture_is_the_same_face(model: FaceModel, tmp_path: Pa
     assert model.similarity(array, other) == pytest.approx(float(together[0] @ together[6]), abs=1e-4)
 
 
+def test_an_image_of_pillow_is_the_file_that_it_was_opened_from(model: FaceModel, tmp_path: Path) -> None:
+    turned, clear = Image.Exif(), Image.fromarray(pixels(1)).convert("RGBA")
+    turned[0x0112] = 6
+    Image.fromarray(pixels(1)).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(pixels(1)[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    clear.putalpha(Image.fromarray(pixels(2)[..., 0]))
+    clear.save(tmp_path / "clear.png")
+    for name in ("turned.png", "deep.png", "clear.png"):
+        with Image.open(tmp_path / name) as image:
+            assert np.allclose(model.embed(image), model.embed(tmp_path / name), atol=1e-5)
+            assert not np.allclose(model.embed(image), model.embed(np.asarray(image.convert("RGB"))), atol=1e-3)
+
+
+def test_what_is_no_picture_is_told_by_its_type(model: FaceModel, tmp_path: Path) -> None:
+    array = pixels(1)
+    for wrong, kind in ((None, "NoneType"), (5, "int"), ([[array]], "list"), ([torch.zeros(3)], "torch.Tensor")):
+        with pytest.raises(AppError, match=rf"picture 0: a path, bytes, a PIL image or .* is expected, got {kind}"):
+            model.embed(wrong)  # type: ignore[arg-type]
+    for shape in ((64, 64), (64, 64, 4), (5,)):
+        with pytest.raises(AppError, match=rf"picture 0: expected RGB uint8 \[H, W, 3\], got uint8 \[{shape[0]}"):
+            model.embed(np.zeros(shape, np.uint8))
+    Image.fromarray(array).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-200])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(AppError, match="picture 0: unreadable: OSError"):
+        model.embed(image)
+
+
 def test_flips_make_a_face_and_its_mirror_one(model: FaceModel) -> None:
     array = pixels(3)
     assert np.allclose(model.embed(array, flip=True), model.embed(array[:, ::-1].copy(), flip=True), atol=1e-5)

@@ -80,7 +80,7 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
             if least and image.format == "JPEG":
                 image.draft(None, (least, least))
             image.load()
-            return _to_rgb(_upright(image))
+            return as_viewed(image)
     except PhotographError:
         raise
     except RecordError as error:
@@ -89,6 +89,11 @@ def open_photograph(data: bytes, *, least: int = 0) -> Image.Image:
         raise PhotographError("unreadable", describe_bytes(data, FORMATS)) from None
     except Exception as error:  # Pillow's plugins raise whatever their parser meets
         raise PhotographError("unreadable", f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def as_viewed(image: Image.Image) -> Image.Image:
+    """An image that Pillow opened in RGB, as a viewer shows it; see ``open_photograph``."""
+    return _to_rgb(_upright(image))
 
 
 def _with_end(data: bytes) -> bytes:
