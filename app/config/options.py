@@ -6,6 +6,7 @@ import dataclasses
 import json
 import reprlib
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -116,6 +117,7 @@ def parse_arguments(arguments: Sequence[str]) -> Recipe:
         RecipeError: an option or value does not exist or does not fit.
     """
     pairs = list(_pairs(arguments))
+    _say_lists_given_twice(pairs)
     names = [_text(key, value) for key, value in pairs if key == "recipe"]
     recipe = load_recipe(names[-1]) if names else Recipe()
     for key, value in pairs:
@@ -124,6 +126,21 @@ def parse_arguments(arguments: Sequence[str]) -> Recipe:
         elif key != "recipe" and (path := REFERENCE_OPTIONS.get(key.replace("-", "_"), key)):
             recipe = _override_by_option(recipe, path, key, value)
     return validate(recipe)
+
+
+def _say_lists_given_twice(pairs: Sequence[tuple[str, str | None]]) -> None:
+    """The last of an option counts, so that scripts can override it; of a list somebody may have meant all."""
+    lists = {path for path, about in all_settings() if typing.get_origin(about.kind) is tuple} | {"data.url"}
+    given: dict[str, list[str | None]] = {}
+    for key, value in pairs:
+        given.setdefault(key.replace("-", "_"), []).append(value)
+    for path in sorted(lists & given.keys()):
+        if len(set(given[path])) > 1:
+            warnings.warn(
+                f"--{path.replace('_', '-')} is given {len(given[path])} times, and the last counts: several values of "
+                "it are parted by commas",
+                stacklevel=3,
+            )
 
 
 def _override_by_option(recipe: Recipe, path: str, key: str, value: str | None) -> Recipe:

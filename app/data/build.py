@@ -92,11 +92,18 @@ def _open_one(url: str, data: DataConfig, *, alone: bool) -> Source:
         if error.kind != "absent":
             raise
         try:
-            return FolderSource(url)
+            folder = FolderSource(url)
         except (NoImagesError, StorageError):
             if why := explain_missing_dataset(url):
                 raise SourceError(why) from None
             raise error from None
+        if data.cache:
+            warnings.warn(
+                f"data.cache: {storage.redact(url)} is a folder of images, which it does not keep: each epoch reads "
+                "them anew. app.prepare folder makes a train.rec of them",
+                stacklevel=2,
+            )
+        return folder
     labels = storage.join(url, data.labels) if data.labels else ""
     if labels and not alone and not storage.exists(labels):
         labels = ""  # of several datasets those without a list keep their own

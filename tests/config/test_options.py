@@ -93,6 +93,17 @@ def test_odd_names_are_names(name: str) -> None:
     assert parse_arguments(["--recipe", "orl", "--name", name]).name == name
 
 
+def test_a_list_that_is_given_twice_is_said_and_other_options_are_overridden() -> None:
+    with pytest.warns(UserWarning, match=r"--data\.url is given 2 times, and the last counts: .* by commas") as said:
+        recipe = parse_arguments(["--data.url", "a", "--train.seed", "1", "--train.seed", "2", "--data.url=b"])
+    assert (len(said), recipe.data.url, recipe.train.seed) == (1, "b", 2)
+    with pytest.warns(UserWarning, match=r"--data\.weights is given 2 times"):
+        parse_arguments(["--data.url", "a,b", "--data.weights", "1", "--data.weights", "2"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse_arguments(["--data.url", "a", "--data.url", "a"])
+
+
 def test_print_config_and_list_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recipe", "orl", "--print-config"]) == 0
     assert 'backbone = "r10_small"' in capsys.readouterr().out

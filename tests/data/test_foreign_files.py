@@ -380,6 +380,12 @@ def test_windows_blocks_and_caches_of_any_size_give_every_image_once(
         assert labels_of(tmp_path, **options) == [4] * 5
 
 
+def test_a_cache_says_that_it_keeps_no_folder_of_images(three: str, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"data\.cache: .*/c is a folder of images, which it does not keep") as said:
+        assert labels_of(three, cache=str(tmp_path / "cache")) == [4] * 7
+    assert len(said) == 1
+
+
 def test_a_cache_is_a_local_folder(tmp_path: Path) -> None:
     write_faces(str(tmp_path), classes=2, per_class=2)
     with pytest.raises(AppError, match=r"data\.cache is s3://b/c"):
