@@ -18,6 +18,21 @@ from components.arguments import ComponentError
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_SECONDS = 300
 _LARGEST_RECIPE = 64 << 10  # bytes; it travels inside the job, whose manifest may have about a megabyte
+_BUILD = """
+import sys, torch
+from app.config.options import parse_arguments
+from app.errors import run_main
+from app.run_folder import build_model
+
+def main(words):
+    recipe = parse_arguments(words)
+    with torch.device("meta"):  # nothing is allocated
+        build_model(recipe.model, recipe.data.image_size)
+    return 0
+
+run_main(main)
+"""
+_OF_THE_MODEL = ("--model.", "--data.image")
 _PARSE = "import sys; from app.{module} import parse; parse(sys.argv[1:])"
 
 
@@ -33,6 +48,17 @@ def settings(arguments: list[str]) -> dict[str, Any]:
         AppMissing: it cannot be asked.
     """
     return tomllib.loads(_ask(("-m", "app.config", *arguments)))
+
+
+def check_model(arguments: list[str]) -> None:
+    """Let the app build the backbone of these arguments, if they say anything of it.
+
+    Raises:
+        ComponentError: there is none of that name, or it has no such option.
+        AppMissing: it cannot be asked.
+    """
+    if any(word.startswith(_OF_THE_MODEL) for word in arguments):
+        _ask(("-c", _BUILD, *arguments))
 
 
 def plan(arguments: list[str]) -> str:

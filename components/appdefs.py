@@ -9,7 +9,7 @@ from typing import Any
 from torchx import specs
 from torchx.specs import macros
 
-from components.app_options import AppMissing, check_options, recipe_arguments, settings, without_replaced
+from components.app_options import AppMissing, check_model, check_options, recipe_arguments, settings, without_replaced
 from components.arguments import (
     ComponentError,
     check_app_options,
@@ -264,6 +264,7 @@ def ask_app(app_args: list[str], most: int) -> dict[str, Any]:
     """
     try:
         recipe = settings(app_args)
+        check_model(app_args)
     except AppMissing:
         return {}  # a submitter may have nothing but TorchX; preflight says that nobody looked
     chosen = recipe["train"]["logical_workers"]

@@ -105,6 +105,19 @@ def test_a_file_that_cannot_travel_is_refused(tmp_path: Path) -> None:
     [
         ("arcface_dist", ["--train.epohcs", "3"], {"nnodes": "1", "recipe": "orl"}, "did you mean '--train.epochs'"),
         ("arcface_dist", ["--optim.lr", "fast"], {"nnodes": "1", "recipe": "orl"}, "optim.lr must be a number"),
+        (
+            "arcface_dist",
+            ["--model.backbone", "r5O"],
+            {"nnodes": "1", "recipe": "orl"},
+            "unknown backbone 'r5O': did you",
+        ),
+        ("arcface_dist", ["--model.backbone="], {"nnodes": "1", "recipe": "orl"}, "unknown backbone ''"),
+        (
+            "arcface_dist",
+            ["--model.backbone", "mbf", "--model.mask-ratio", "0.1"],
+            {"nnodes": "1", "recipe": "orl"},
+            "backbone 'mbf' has no mask_ratio",
+        ),
         ("arcface_dist", ["--train.epochs=0"], {"nnodes": "1", "recipe": "orl"}, "train.epochs"),
         (
             "arcface_verify",
