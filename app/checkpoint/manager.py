@@ -154,7 +154,10 @@ class CheckpointManager:
             agree(self.world, lambda: self._wait(self._commit) if self._commit is not None else None)
         except AppError as error:
             self._forget_save()
-            raise CheckpointError(f"checkpoint of step {state.step} not written: {error}") from error
+            # Keys that could write when the run began, a disk that was not full: somebody may mend what refuses now.
+            transient = error.transient or isinstance(error, StorageError)
+            message = f"checkpoint of step {state.step} not written: {error}"
+            raise CheckpointError(message, transient=transient) from error
         folder, self._last_commit, self.committed_step = self._folder, time.monotonic(), state.step
         self._scores[folder] = _score(manifest)
         self._forget_save()

@@ -23,6 +23,7 @@ from app.data.scan import scan_records
 from app.data.text_lines import whole_lines
 from app.storage import ObjectInfo, StorageError
 
+_MOST_LINES = 1 << 20  # that a file of any size may have
 _HEADER = 64  # bytes before the first record that may be a header which the index leaves out
 
 
@@ -80,6 +81,11 @@ def _collect(pieces: Iterator[NDArray[np.int64]], record: ObjectInfo, url: str, 
         for pairs in pieces:
             keys.append(pairs[:, 0])
             bounds.append(pairs[:, 1])
+            if keys.length > _MOST_LINES + record.size // PART.size * 2:  # a line may stand there twice
+                raise RecordError(
+                    f"{storage.redact(url)}: holds more lines than {record.url} of {record.size} bytes has room for "
+                    "records: it belongs to another file, or is damaged"
+                )
         if not keys.length:
             raise RecordError(
                 f"{storage.redact(url)}: the index is empty, or its server does not tell its size: upload it again"

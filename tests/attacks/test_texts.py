@@ -189,6 +189,7 @@ LISTS: dict[str, tuple[Callable[[Path], object], bytes]] = {
     "index: beyond the file": (_index, b"0\t0\n1\t9223372036854775800\n"),
     "index: beyond int64": (_index, b"0\t0\n1\t99999999999999999999\n"),
     "index: fractions": (_index, b"0\t0\n1.5\t48\n"),
+    "index: lines again and again": (_index, b"0\t0\n" * 2_000_000),
     "index: one line": (_index, b"1" * 2_000_000),
     "labels: beyond float64": (lambda url: open_labels(str(url / "given"), np.array([1]), ""), b"1\t1e999\ta\n"),
     "labels: NaN": (lambda url: open_labels(str(url / "given"), np.array([1]), ""), b"1\tnan\ta\n"),

@@ -195,10 +195,13 @@ def test_a_save_is_tried_again_while_training_goes_on(proxy: Proxy, bucket_url: 
     assert [manifest.step for _, manifest in manager(bucket_url).manifests()] == [5]
 
 
-def test_only_a_run_without_a_commit_for_too_long_ends_and_may_come_back(proxy: Proxy, bucket_url: str) -> None:
+@pytest.mark.parametrize("kind", ["503", "403", "403:QuotaExceeded"])
+def test_only_a_run_without_a_commit_for_too_long_ends_and_may_come_back(
+    proxy: Proxy, bucket_url: str, kind: str
+) -> None:
     checkpoints = manager(bucket_url, patience=2)
     checkpoints.save(state(5))
-    proxy.decide = fails("503", "step-", "PUT POST")
+    proxy.decide = fails(kind, "step-", "PUT POST")
     with pytest.raises(CheckpointError, match="step 6 not written") as told:
         checkpoints.save(state(6))
     assert told.value.transient
