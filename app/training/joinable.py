@@ -19,15 +19,21 @@ class JoinableBackbone(nn.Module):
     """Wraps a backbone: ``float32 [B, 3, H, W]`` or ``None`` -> embeddings ``[B, D]`` or ``[0, D]``.
 
     With a ``projection`` D -> T the output is ``[B, D + T]``: each embedding, then its projection.
+
+    Args:
+        alone: no other rank waits for this one's gradients, and nothing is joined. Which parameters learn must not
+            change afterwards.
     """
 
-    def __init__(self, backbone: nn.Module, embedding_size: int, projection: nn.Linear | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, embedding_size: int, projection: nn.Linear | None = None, *, alone: bool = False
+    ) -> None:
         super().__init__()
         self.backbone, self.projection = backbone, projection
         self.width = embedding_size + (projection.out_features if projection is not None else 0)
+        self._joined = [] if alone else [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def forward(self, images: Tensor | None) -> Tensor:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if images is not None:
             embeddings: Tensor = self.backbone(images)
             if self.projection is not None:
@@ -35,9 +41,9 @@ class JoinableBackbone(nn.Module):
         else:
             some = next(self.parameters())
             embeddings = some.new_empty((0, self.width), dtype=torch.float32)
-        if not parameters:  # all are frozen
+        if not self._joined:  # or all are frozen
             return embeddings
-        joined: Tensor = _Join.apply(embeddings, *parameters)  # type: ignore[no-untyped-call]
+        joined: Tensor = _Join.apply(embeddings, *self._joined)  # type: ignore[no-untyped-call]
         return joined
 
 

@@ -120,7 +120,9 @@ class Trainer:
         if hasattr(self, "model"):  # the last reducer's hooks must be gone before the next one's gradients come
             del self.model
             gc.collect()
-        model: nn.Module = JoinableBackbone(self.backbone, self.recipe.model.embedding_size, self.projection)
+        model: nn.Module = JoinableBackbone(
+            self.backbone, self.recipe.model.embedding_size, self.projection, alone=self.world.size == 1
+        )
         self.parameters = self._learning()
         if self.world.size == 1 or not self.parameters or self.recipe.train.reproducible:
             return model
