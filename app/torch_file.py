@@ -70,7 +70,7 @@ def load_torch(data: bytes) -> Any:
 
 
 def _load_zip(data: bytes) -> Any:
-    entries = _list_entries(data)
+    entries = list_entries(data)
     pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise PickleError(f"a zip archive, but not of torch.save: it has {len(pickles) or 'no'} data.pkl")
@@ -93,7 +93,7 @@ def _load_zip(data: bytes) -> Any:
     return load_plain(data, _names(_rebuild, len(data)), start=place.start, stop=place.stop, find=find)[0]
 
 
-def _list_entries(data: bytes) -> dict[str, slice]:
+def list_entries(data: bytes) -> dict[str, slice]:
     """Where the content of the archive's entries lies, by name; it is stored as it is, as ``torch.save`` does."""
     if data.count(_ZIP_ENTRY) > _MAX_ENTRIES:
         raise PickleError(f"a zip archive of more than {_MAX_ENTRIES} entries")
@@ -106,7 +106,9 @@ def _list_entries(data: bytes) -> dict[str, slice]:
         raise PickleError(f"a damaged or truncated zip archive ({error})") from error
     if sum(entry.file_size for entry in listed) > len(data):
         unpacked = sum(entry.file_size for entry in listed)
-        raise PickleError(f"a zip archive of {len(data)} bytes that unpacks to {unpacked}: torch.save packs nothing")
+        raise PickleError(
+            f"a zip archive of {len(data)} bytes that unpacks to {unpacked}: torch.save and numpy.savez pack nothing"
+        )
     entries: dict[str, slice] = {}
     for entry in listed:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.filename in entries:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from app import storage
 from app.errors import AppError
 from app.file_kinds import describe_kind
+from app.npz_file import is_npz, load_npz
 from app.parsing import ParseError, parse_json_object
 from app.plain_pickle import PickleError, RefusedName
 from app.safetensors_file import is_safetensors, load_safetensors
@@ -33,8 +34,8 @@ _CONTAINERS = (
     "network",
     "generator",
 )
-# Names that files of weights have: torch.save's, Lightning's, those of old examples, of the Hugging Face hub.
-STATE_DICTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin")
+# Names that files of weights have: torch.save's, Lightning's, those of old examples, of the Hugging Face hub, numpy's.
+STATE_DICTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors", ".bin", ".npz")
 # Centres of classes within a checkpoint: insightface, face.evoLVe and TFace say weight, AdaFace and CurricularFace
 # kernel, MagFace fc.weight, FaceX-Zoo and Lightning put head. before it.
 _CENTRES = re.compile(r"(module\.)*((head|fc|classifier|loss|margin|softmax_fc)\.)?(module\.)*(weight|kernel)")
@@ -225,6 +226,8 @@ def _load_safely(url: str, data: bytes) -> Any:
     try:
         if is_safetensors(data):
             return load_safetensors(data)
+        if is_npz(data):
+            return load_npz(data)
         return load_torch(data)
     except RefusedName as error:
         raise ModelError(
@@ -232,7 +235,7 @@ def _load_safely(url: str, data: bytes) -> Any:
             "in it is run: save model.state_dict() instead"
         ) from None
     except PickleError as error:
-        kind = "" if is_safetensors(data) else describe_kind(data)
+        kind = "" if is_safetensors(data) or is_npz(data) else describe_kind(data)
         why = f"but {kind}" if kind else f"that can be loaded safely ({error})"
         raise ModelError(f"{url}: not a state dict {why}") from None
 

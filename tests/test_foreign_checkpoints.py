@@ -129,6 +129,41 @@ def test_arrays_of_numpy_are_weights_too() -> None:
             parse_weights("x.pt", saved({"a": bad}))
 
 
+def npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_arrays_of_a_file_of_numpys_are_weights_too() -> None:
+    state = {name: value.clone() for name, value in small().state_dict().items()}
+    arrays = {name: np.array(value.numpy(), order="F") for name, value in state.items()}
+    assert same(parse_weights("x.npz", npz(**arrays)), state)
+    turned = {name: value.astype(value.dtype.newbyteorder(">")) for name, value in arrays.items()}
+    assert same(parse_weights("x.npz", npz(**turned)), state)
+
+
+def test_files_of_numpys_that_lie_are_told() -> None:
+    good = npz(a=np.zeros((3, 4), np.float32))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, a=np.zeros(3))
+    for data, message in (
+        (npz(a=np.array([print], dtype=object)), "holds object, not numbers"),
+        (npz(a=np.zeros(3, dtype=[("x", "f4")])), "not numbers"),
+        (npz(a=np.array(["text"])), "not numbers"),
+        (npz(a=np.zeros(3, complex)), "not numbers"),
+        (good.replace(b"(3, 4), ", b"(3, 9), "), "not those of its shape"),
+        (good.replace(b"(3, 4), ", b"(-3,-4),"), "not those of its shape"),
+        (good.replace(b"'descr'", b"[[[[[[["), "is no array of numpy's"),
+        (good.replace(b"NUMPY\x01", b"NUMPY\x09"), "is no array of numpy's"),
+        (packed.getvalue(), "is packed, encrypted or there twice"),
+    ):
+        assert data != good
+        with pytest.raises(ModelError, match=r"x\.npz: not a state dict") as caught:
+            parse_weights("x.npz", data)
+        assert message in str(caught.value)
+
+
 def test_safetensors_are_what_their_library_reads() -> None:
     state = {name: value.clone() for name, value in small().state_dict().items()}
     state |= {"half": torch.ones(3).half(), "brain": torch.ones(2, 0).bfloat16(), "none": torch.tensor(3)}
@@ -214,7 +249,7 @@ def test_another_backbone_than_was_named_is_told(tmp_path: Path, monkeypatch: py
         load_model(tmp_path / "x.pth", backbone="r18")
 
 
-@pytest.mark.parametrize("ending", ["ckpt", "pth.tar", "safetensors", "bin"])
+@pytest.mark.parametrize("ending", ["ckpt", "pth.tar", "safetensors", "bin", "npz"])
 def test_a_model_of_another_program_is_opened_and_exported(tmp_path: Path, ending: str) -> None:
     """As AdaFace publishes its models: Lightning's prefix, a head beside, BGR; CVLface as safetensors."""
     model = small()
@@ -222,6 +257,8 @@ def test_a_model_of_another_program_is_opened_and_exported(tmp_path: Path, endin
     path = tmp_path / f"adaface.{ending}"
     if ending == "safetensors":
         safetensors.torch.save_file(state, path)
+    elif ending == "npz":
+        path.write_bytes(npz(**{name: value.numpy() for name, value in state.items()}))
     else:
         torch.save({"state_dict": {**state, "head.kernel": torch.zeros(16, 9)}, "epoch": 1}, path)
     faces = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)

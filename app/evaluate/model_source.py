@@ -41,7 +41,7 @@ class ModelSourceError(AppError):
     """The URL holds no model that can be opened; says what is missing."""
 
 
-WHAT = "URL of a run folder, its /checkpoints, a .onnx, or weights: .pt, .pth, .ckpt, .tar, .bin, .safetensors"
+WHAT = "URL of a run folder, its /checkpoints, a .onnx, or weights: .pt, .pth, .ckpt, .tar, .bin, .npz, .safetensors"
 
 
 @dataclass(frozen=True)
