@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import warnings
+from pathlib import Path
 
 from app import storage
 from app.checkpoint.manifest import CheckpointError
@@ -125,14 +126,31 @@ class Lease:
 
     def _write(self) -> None:
         self._count += 1
-        about = {"owner": self.owner, "host": socket.gethostname(), "process": os.getpid(), "count": self._count}
+        about = {"owner": self.owner, "host": socket.gethostname(), "process": os.getpid(), "numbers": _numbers_of()}
+        about["count"] = self._count
         storage.write_bytes(self.url, json.dumps(about).encode())
+
+
+def _numbers_of() -> str:
+    """Where this process's number means a process: in this boot of this kernel, and in this container.
+
+    Containers on the host's network have its name, and those of different clusters may have the same.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
 
 
 def _is_dead(found: dict[str, object]) -> bool:
     """The holder was a process of this machine that is gone."""
     process = found.get("process")
-    if found.get("host") != socket.gethostname() or not isinstance(process, int) or process <= 0:
+    if (
+        found.get("host") != socket.gethostname()
+        or found.get("numbers") != _numbers_of()
+        or not isinstance(process, int)
+        or process <= 0
+    ):
         return False
     try:
         os.kill(process, 0)

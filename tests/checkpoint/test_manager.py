@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -219,6 +221,29 @@ def test_a_second_run_in_the_same_folder_is_told(bucket_url: str, monkeypatch: p
     assert "another run took this folder: 'second'" in first.problem
     second.release()
     assert not storage.exists(url)
+
+
+def test_a_number_of_a_dead_process_means_nothing_in_another_container(bucket_url: str) -> None:
+    """Two containers on the host's network have one name; a process of the one is none of the other."""
+    url = storage.join(bucket_url, "lease.json")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    about = {"owner": "first", "host": socket.gethostname(), "process": dead.pid, "numbers": "of another container"}
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(0.3):
+            storage.write_bytes(url, json.dumps({**about, "count": time.monotonic()}).encode())
+
+    storage.write_bytes(url, json.dumps(about).encode())
+    first = threading.Thread(target=renew)
+    first.start()
+    try:
+        with pytest.raises(CheckpointError, match="another run writes here: 'first'"):
+            Lease(url, "second", interval=2).take(time.monotonic())
+    finally:
+        ended.set()
+        first.join()
 
 
 def test_the_last_request_of_a_killed_run_is_no_sign_of_life(bucket_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
