@@ -38,13 +38,13 @@ class FolderSource:
     def __init__(self, url: str) -> None:
         self.url = url
         files = _list_files(url)
-        sizes = [size for _, size in files]
+        self._sizes = np.fromiter((size for _, size in files), np.int64, len(files))
         self._names = [name for name, _ in files]
         self.people = sorted({name.partition("/")[0] for name in self._names})
         numbers = {person: number for number, person in enumerate(self.people)}
         self._labels = np.fromiter((numbers[name.partition("/")[0]] for name in self._names), np.int64, len(files))
         self.num_classes = len(self.people)
-        self.record_bytes = sum(sizes) / len(files)
+        self.record_bytes = float(self._sizes.mean())
         self.tag = "folder-" + _hash(files)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._requests = self._bytes = 0
@@ -63,6 +63,11 @@ class FolderSource:
         """The person's number and the file; see ``Source``."""
         if not record:
             raise RecordError(f"{self.describe(position)}: the file is empty, or was deleted after the run had begun")
+        if len(record) != self._sizes[position]:
+            raise RecordError(
+                f"{self.describe(position)}: the file has {len(record)} bytes, and had {self._sizes[position]} when "
+                "the run began: it was replaced"
+            )
         return Sample(float(self._labels[position]), record)
 
     def _read_one(self, position: int) -> bytes:

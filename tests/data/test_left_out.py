@@ -82,7 +82,10 @@ def test_a_dataset_between_photographs_is_no_person(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:skipped")
-def test_an_image_that_is_deleted_in_mid_run_is_a_bad_record(tmp_path: Path, bucket_url: str) -> None:
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_an_image_that_is_deleted_or_replaced_in_mid_run_is_a_bad_record(
+    tmp_path: Path, bucket_url: str, change: str
+) -> None:
     for name in FOLDER:
         write_folder(tmp_path, name)
         storage.write_bytes(storage.join(bucket_url, name), JPEG)
@@ -90,8 +93,11 @@ def test_an_image_that_is_deleted_in_mid_run_is_a_bad_record(tmp_path: Path, buc
         config = DataConfig(url=url, image_size=32, max_bad_share=0.002, prefetch=0)
         source = open_source(config, 0)
         loader = make_loader(source, config, num_classes=2, batch_size=4, logical_workers=1, seed=0)
-        storage.delete_tree(storage.join(url, "bob/2.jpg"))
-        with pytest.warns(UserWarning, match=r"skipped: .*/bob/2\.jpg: the file is empty, or was deleted"):
+        if change == "deleted":
+            storage.delete_tree(storage.join(url, "bob/2.jpg"))
+        else:
+            storage.write_bytes(storage.join(url, "bob/2.jpg"), JPEG + b"more")
+        with pytest.warns(UserWarning, match=rf"skipped: .*/bob/2\.jpg: the file .* was {change}"):
             batches = [batch for step in loader.steps(0, 0, [0]) for batch in step]
         assert [sum(batch.bad for batch in batches), sum(len(batch.labels) for batch in batches)] == [1, 8]
         assert all(FOLDER.index("bob/2.jpg") not in batch.positions for batch in batches)
