@@ -126,6 +126,9 @@ class Landmarks:
 
     def __init__(self, url: str, faces: dict[str, list[Points]]) -> None:
         self.url, self._faces = url, faces
+        self._ends: dict[str, list[str]] = {}  # paths of another machine by their last folder and name
+        for path in faces:
+            self._ends.setdefault(_last_two(path), []).append(path)
 
     def __len__(self) -> int:
         return len(self._faces)
@@ -133,7 +136,21 @@ class Landmarks:
     def choose(self, name: str, picture: Image.Image, several: Several) -> Points:  # noqa: ARG002
         """See ``FaceFinder``."""
         missing = f"{storage.redact(self.url)} has no points for it"
-        return choose_face(self._faces.get(same_name(name), []), several, missing)
+        return choose_face(self._find(same_name(name)), several, missing)
+
+    def _find(self, name: str) -> list[Points]:
+        if name in self._faces:
+            return self._faces[name]
+        longer = [path for path in self._ends.get(_last_two(name), []) if path.endswith(f"/{name}")]
+        return self._faces[longer[0]] if len(longer) == 1 else []
+
+
+def _last_two(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
+
+
+def _plain_path(name: str) -> str:
+    return same_name(name.replace("\\", "/").removeprefix("./"))
 
 
 LONGEST_LINE = 20_000  # characters; names and ten numbers have a few hundred
@@ -145,8 +162,10 @@ def read_landmarks(url: str) -> Landmarks:
     - ``.json``: ``{"anna/1.jpg": [[x, y], ... five points]}``; a list of such lists where a picture has several faces,
       ``[]`` or ``null`` where it has none
     - otherwise a table of 11 columns, separated by commas, semicolons, tabs or spaces: the path, then x and y of each
-      point. A first line with their names may give another order; CelebA's ``list_landmarks`` is read as it is. A
-      picture with several faces has several lines, one without a face none or one with empty cells.
+      point. A first line with their names, or ``x1,y1,...y5``, may give another order; CelebA's ``list_landmarks`` is
+      read as it is. A picture with several faces has several lines, one without a face none or one with empty cells.
+
+    Paths may be those of another machine that end in the path below the folder of photographs, with either slash.
 
     Points: left eye, right eye, nose, left and right corner of the mouth; left is the viewer's; in pixels of the
     picture as a viewer shows it.
@@ -190,9 +209,7 @@ def _from_json(url: str, text: str) -> dict[str, list[Points]]:
             faces = numbers.reshape(0 if numbers.size == 0 else -1, 5, 2)
         except (ValueError, TypeError, OverflowError):
             raise PrepareError(f"{storage.redact(url)}: {name[:80]!r}: expected five points [x, y]") from None
-        found.setdefault(same_name(name.removeprefix("./")), []).extend(
-            _sound(url, repr(name[:80]), face) for face in faces
-        )
+        found.setdefault(_plain_path(name), []).extend(_sound(url, repr(name[:80]), face) for face in faces)
     return found
 
 
@@ -208,7 +225,7 @@ def _from_table(url: str, text: str) -> dict[str, list[Points]]:
         if not found and number <= 2 and (named := _order_of_header(row)):
             order = named
             continue
-        name = same_name(row[0].removeprefix("./"))
+        name = _plain_path(row[0])
         if len(row) == 11 and not any(row[1:]):  # a detector that found none
             found.setdefault(name, [])
             continue
@@ -238,6 +255,8 @@ def _order_of_header(row: list[str]) -> list[int]:
     """Which column holds x and y of each point; empty where the row is no header of these."""
     names = [re.sub(r"[^a-z]", "", cell.lower()) for cell in row]
     names = names if len(names) == 11 else ["", *names]  # CelebA names no column for the path
+    if numbered := _order_of_numbers(row[-10:]):
+        return numbered
     order = []
     for point in COLUMNS:
         for axis in "xy":
@@ -247,6 +266,18 @@ def _order_of_header(row: list[str]) -> list[int]:
                 return []
             order += fitting
     return order
+
+
+def _order_of_numbers(row: list[str]) -> list[int]:
+    """The same of columns that only number the points, as x1, y1... or landmark_0_x; empty where they do not."""
+    place: dict[tuple[int, str], int] = {}
+    for column, cell in enumerate(row):
+        axis, numbers = re.sub(r"[^xy]", "", cell.lower()), re.findall(r"[0-9]+", cell)
+        if axis not in ("x", "y") or len(numbers) != 1:
+            return []
+        place[int(numbers[0]), axis] = column
+    whole = len(place) == 10 and len({number for number, _ in place}) == 5
+    return [place[key] for key in sorted(place)] if whole else []
 
 
 def _sound(url: str, where: str, points: Any) -> Points:

@@ -117,6 +117,12 @@ FILES = {
     f"rightmouth_y\nLi Wei/1.jpg {LINE.replace(',', ' ')}\n",
     "order.csv": "file,nose_x,nose_y,left_eye_x,left_eye_y,right_eye_x,right_eye_y,right_mouth_x,right_mouth_y,"
     "left_mouth_x,left_mouth_y\nLi Wei/1.jpg,50,60,30,40.5,70,41,66,81,35,80\n",
+    "numbers.csv": f"file,x1,y1,x2,y2,x3,y3,x4,y4,x5,y5\r\nLi Wei/1.jpg,{LINE}\r\n",
+    "axes.csv": "file,x_0,x_1,x_2,x_3,x_4,y_0,y_1,y_2,y_3,y_4\nLi Wei/1.jpg,"
+    + ",".join(map(str, [*NUMBERS[::2], *NUMBERS[1::2]])),
+    "windows.csv": f"C:\\faces\\Li Wei\\1.jpg,{LINE}\nC:\\faces\\Li Wei\\11.jpg,{LINE}\n",
+    "elsewhere.csv": f"/data/photos/Li Wei/1.jpg,{LINE}\n",
+    "url.json": json.dumps({"s3://bucket/photos/Li Wei/1.jpg": PAIRED}),
     "decimals.csv": f"Li Wei/1.jpg;{LINE.replace(',', ';').replace('.', ',')}\n",
     "points.json": json.dumps({"Li Wei/1.jpg": PAIRED}),
     "faces.json": json.dumps({"./Li Wei/1.jpg": [PAIRED]}),
@@ -128,7 +134,7 @@ FILES = {
 def test_a_landmark_file_is_read(tmp_path: Path, name: str) -> None:
     path = put(tmp_path / name, FILES[name].encode())
     landmarks = read_landmarks(str(path))
-    assert len(landmarks) == 1
+    assert len(landmarks) == FILES[name].count("1.jpg")
     assert landmarks.choose("Li Wei/1.jpg", scene(1), "refuse").tolist() == PAIRED
 
 
@@ -153,6 +159,8 @@ def test_a_picture_in_which_no_face_was_found_is_one_without_a_face(tmp_path: Pa
         ("a.csv", f"{HEADER}\na.jpg,1,2,3\n", "line 2: expected a path and ten numbers"),
         ("a.csv", f"a.jpg,{LINE}\nb.jpg,{LINE.replace('70.0', 'x')}\n", "line 2: expected a path and ten numbers"),
         ("a.csv", f"a.jpg,{LINE.replace('70.0', 'nan')}\n", "line 1: a coordinate is not a number"),
+        ("a.csv", f"file,{','.join(f'x{n}' for n in range(10))}\na.jpg,{LINE}\n", "line 1: expected a path and ten"),
+        ("a.csv", f"file,{','.join(f'xy{n}' for n in range(10))}\na.jpg,{LINE}\n", "line 1: expected a path and ten"),
         ("a.csv", "", "no picture in it"),
         ("a.json", "[1", "not JSON"),
         ("a.json", "[" * 100_000, "not JSON"),
@@ -166,6 +174,16 @@ def test_a_landmark_file_that_is_none(tmp_path: Path, name: str, text: str, mess
     path = put(tmp_path / name, text.encode())
     with pytest.raises(PrepareError, match=rf"{name}: .*{message}|{name}: {message}"):
         read_landmarks(str(path))
+
+
+def test_a_path_that_may_be_two_pictures_is_none(tmp_path: Path) -> None:
+    text = f"/old/a/1.jpg,{LINE}\n/new/a/1.jpg,{LINE}\n/new/b/1.jpg,{LINE}\n"
+    landmarks = read_landmarks(str(put(tmp_path / "x.csv", text.encode())))
+    assert landmarks.choose("b/1.jpg", scene(1), "refuse").tolist() == PAIRED
+    assert landmarks.choose("new/a/1.jpg", scene(1), "refuse").tolist() == PAIRED
+    for name in ("a/1.jpg", "1.jpg", "c/1.jpg"):
+        with pytest.raises(PhotographError, match="without a face"):
+            landmarks.choose(name, scene(1), "largest")
 
 
 def test_a_folder_is_aligned_and_pictures_without_a_face_are_listed(tmp_path: Path) -> None:
