@@ -28,7 +28,7 @@ def take_in(model: Any, url: str) -> bool:
     files: dict[str, bytes] = {}
     claimed = 0
     for tensor in found:
-        said = {entry.key: entry.value for entry in tensor.external_data}
+        said = {str(entry.key): str(entry.value) for entry in tensor.external_data}  # bytes where it is not UTF-8
         place = said.get("location", "")
         if place not in files:
             files[place] = storage.read_bytes(_beside(url, place))
