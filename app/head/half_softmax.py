@@ -13,7 +13,8 @@ far above what float16 rounds to 0. The projection needs no second array [N, k]:
 
     dL / d w_j = (G_j - (G_j . w_j / |w_j|) w_j / |w_j|) / |w_j|
 
-since sum_i P_ij c_ij is G_j . w_j / |w_j|.
+since sum_i P_ij c_ij is G_j . w_j / |w_j|. The scale s goes into the embeddings before the product, which then gives
+the logits. Types change by ``copy_``, not in operations whose result has another type: torch_npu has not all of those.
 """
 
 from __future__ import annotations
@@ -84,23 +85,22 @@ def half_log_sum_exp(
     unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, blocks: Sequence[Block]
 ) -> tuple[Tensor, Tensor]:
     """See ``app.head.softmax.log_sum_exp``."""
-    factor, columns = unit.half(), OwnColumns(own, blocks)
+    factor, columns = (unit * settings.scale).half(), OwnColumns(own, blocks)
     buffers = HalfBuffers(len(unit), unit.shape[1], blocks, unit.device)
-    scale = unit.new_full((1,), settings.scale)  # an array, so that the result is float32
     total, towards = unit.new_zeros(len(unit)), torch.zeros_like(unit)
     running = settings.scale > LARGEST_PLAIN_SCALE
     highest, shift = unit.new_full((len(unit),), -torch.inf), unit.new_zeros(len(unit))
     for number, block in enumerate(blocks):
         directions, _ = buffers.centres(block.stop - block.start)
-        cosines, terms = buffers.terms(block.stop - block.start)
+        logits, terms = buffers.terms(block.stop - block.start)
         weight = block.read(active.centres)
-        torch.div(weight, active.lengths(block, weight)[:, None], out=directions)
-        torch.mm(factor, directions.T, out=cosines)
-        columns.strike(number, cosines)
-        struck = cosines > settings.filtering if settings.filtering > 0 else None
+        directions.copy_(weight / active.lengths(block, weight)[:, None])
+        torch.mm(factor, directions.T, out=logits)
+        columns.strike(number, logits)
+        struck = logits > settings.filtering * settings.scale if settings.filtering > 0 else None
         if struck is not None:
-            cosines.masked_fill_(struck, 0)  # as it counts
-        torch.mul(cosines, scale, out=terms)
+            logits.masked_fill_(struck, 0)  # as it counts
+        terms.copy_(logits)
         if running:
             higher = torch.maximum(highest, terms.amax(1))
             shift = torch.where(torch.isinf(higher), 0, higher)
@@ -115,8 +115,8 @@ def half_log_sum_exp(
             terms.masked_fill_(struck, 0)
         sums = terms.sum(1)
         total.add_(sums)
-        torch.mul(terms, (_WEIGHT_SUM / sums.clamp_min(_SMALLEST_SUM))[:, None], out=cosines)
-        towards.addcmul_(cosines @ directions, (sums / _WEIGHT_SUM)[:, None])
+        weights = logits.copy_(terms.mul_((_WEIGHT_SUM / sums.clamp_min(_SMALLEST_SUM))[:, None]))
+        towards.addcmul_((weights @ directions).float(), (sums / _WEIGHT_SUM)[:, None])
     found = total != 0  # true of NaN, which must show
     lse = torch.where(found, torch.log(total) + shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
@@ -155,28 +155,27 @@ class HalfUpdate:
         unit = samples.unit
         self._samples, self._active, self._settings = samples, active, settings
         self._unit, self._columns = unit.half(), OwnColumns(samples.own, blocks)
+        self._factor = (unit * settings.scale).half()
         self._numbers = {(block.start, block.stop): number for number, block in enumerate(blocks)}
         self._buffers = HalfBuffers(len(unit), unit.shape[1], blocks, unit.device)
-        self._scale = unit.new_full((1,), settings.scale)
 
     def gradient(self, block: Block, weight: Tensor) -> HalfGradient:
         """Of one block of centres, ``weight`` float32 [k, D]."""
         samples, settings = self._samples, self._settings
         directions, other = self._buffers.centres(len(weight))
-        cosines, terms = self._buffers.terms(len(weight))
+        logits, terms = self._buffers.terms(len(weight))
         inverse = self._active.lengths(block, weight).reciprocal()
-        torch.mul(weight, inverse[:, None], out=directions)
-        torch.mm(self._unit, directions.T, out=cosines)
-        torch.addcmul(samples.offset[:, None], cosines, self._scale, out=terms)
-        terms.exp_()
+        directions.copy_(weight * inverse[:, None])
+        torch.mm(self._factor, directions.T, out=logits)
+        terms.copy_(logits).add_(samples.offset[:, None]).exp_()
         if settings.filtering > 0:
-            terms.masked_fill_(cosines > settings.filtering, 0)
+            terms.masked_fill_(logits > settings.filtering * settings.scale, 0)
         number, columns = self._numbers.get((block.start, block.stop)), self._columns
         if number is None:
             number, columns = 0, OwnColumns(samples.own, [block])
         columns.put(number, terms, samples.to_target[:, None])
         sums = torch.linalg.vector_norm(terms, ord=1, dim=0).clamp_min_(_SMALLEST_SUM)
-        torch.mul(terms, _WEIGHT_SUM / sums, out=cosines)
-        product = cosines.T @ self._unit
+        weights = logits.copy_(terms.mul_(_WEIGHT_SUM / sums))
+        product = weights.T @ self._unit
         along = torch.mul(product, directions, out=other).sum(1, dtype=torch.float32)
         return HalfGradient(product, sums.mul_(inverse).div_(_WEIGHT_SUM), along, inverse)
