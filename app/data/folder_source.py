@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.recordio import RecordError
 from app.data.source import Sample, SourceError
+from app.store_requests import is_s3
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 _READERS = 16  # files that are asked for at a time
@@ -27,8 +28,8 @@ class FolderSource:
     """Images under ``url/PERSON/``; classes are the subfolders in the order of their names. See ``Source``.
 
     Links are followed; what systems leave beside pictures (``.thumbs``, ``._1.jpg``, ``__MACOSX``) is none, and a
-    subfolder without an image is no class, which is said. Each image is a request of its own, and each process lists
-    them all: for more than some ten thousand images ``app.prepare folder`` makes a ``.rec``.
+    subfolder without an image is no class, which is said. Each image is a request of its own, two from a bucket, and
+    each process lists them all: for more than some ten thousand images ``app.prepare folder`` makes a ``.rec``.
 
     Raises:
         NoImagesError: there is no image one level down.
@@ -48,6 +49,8 @@ class FolderSource:
         self.tag = "folder-" + _hash(files)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._requests = self._bytes = 0
+        # A bucket is asked for an object's length before its bytes, so that an answer that was cut off is known.
+        self._requests_a_file = 2 if is_s3(storage.open_filesystem(url)[0]) else 1
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,7 +58,7 @@ class FolderSource:
     def read(self, positions: NDArray[np.int64]) -> list[bytes]:
         """The files at ``positions``, in that order; nothing of one that is there no more."""
         files = list(self._readers.map(self._read_one, positions.tolist()))
-        self._requests += len(files)
+        self._requests += len(files) * self._requests_a_file
         self._bytes += sum(map(len, files))
         return files
 
@@ -87,7 +90,7 @@ class FolderSource:
         return []
 
     def figures(self) -> dict[str, float]:
-        """Files and bytes."""
+        """Requests and bytes; of what the store's driver sends again nothing is known."""
         return {"requests": self._requests, "bytes_read": self._bytes}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from app import storage
 from app.data.recordio import MAX_CLASSES, RecordError
 
 _KEY_DIGITS, _LABEL_DIGITS = 18, 8  # what int64 holds, and labels below MAX_CLASSES
-_NEWLINE, _RETURN, _TAB, _COMMA, _QUOTE, _DOT, _ZERO = b'\n\r\t,".0'
+_NEWLINE, _RETURN, _TAB, _QUOTE, _DOT, _ZERO = b'\n\r\t".0'
+_SEPARATORS = b"\t,; "  # the first of them that a line holds behind its key; paths may hold the later ones
 _Places = NDArray[np.int64]
 
 
@@ -54,10 +56,10 @@ class _Lines:
 
     def parse(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.bool_]]:
         """Keys, labels, and for which lines these are right; the others must be looked at one by one."""
-        separators = np.flatnonzero(self._bytes == _TAB)
-        if not len(separators):
-            separators = np.flatnonzero(self._bytes == _COMMA)
-        if not len(separators):
+        for byte in _SEPARATORS:
+            if len(separators := np.flatnonzero(self._bytes == byte)):
+                break
+        else:
             nothing = np.zeros(len(self._ends), dtype=np.int64)
             return nothing, nothing.astype(np.int32), nothing > 0
         places = np.searchsorted(separators, self._starts)
@@ -70,7 +72,7 @@ class _Lines:
         named = (tail >= ord("a")) & (tail <= ord("z")) & ~np.isin(tail, list(b"nfy")) & (second > first + 1)
         begin = np.where(named, last + 1, np.minimum(first + 1, self._stops))
         labels, whole = self._labels(begin, np.where(named, self._stops, second))
-        odd = self._lines_with(_QUOTE) if self._bytes[separators[0]] == _COMMA else np.zeros(len(fits), dtype=bool)
+        odd = self._lines_with(_QUOTE) if byte != _TAB else np.zeros(len(fits), dtype=bool)
         returns = np.flatnonzero(self._bytes == _RETURN)
         odd[np.searchsorted(self._ends, returns[self._bytes[returns + 1] != _NEWLINE])] = True
         return keys, labels.astype(np.int32), fits & whole & (first < self._stops) & ~odd
@@ -116,13 +118,13 @@ def _parse_line(url: str, line: str, number: int) -> tuple[int, int] | None:
     if not line.strip():
         return None
     try:
-        columns = line.split("\t") if "\t" in line else next(csv.reader([line]))
+        columns = _columns(line)
         key, label = int(columns[0]), _label(columns)
         if not -(2**63) <= key < 2**63:
             raise OverflowError
         return key, label
     except (ValueError, IndexError, OverflowError, csv.Error) as error:
-        first = line.partition("\t")[0].partition(",")[0]
+        first = re.split(r"[\t,;]", line, maxsplit=1)[0].strip().partition(" ")[0]
         if number == 1 and not _is_number(first):  # names of the columns
             if not first.strip():
                 raise RecordError(
@@ -131,9 +133,19 @@ def _parse_line(url: str, line: str, number: int) -> tuple[int, int] | None:
                 ) from error
             return None
         raise RecordError(
-            f"{storage.redact(url)}: line {number}: expected key, label and path, parted by tabs, found {line[:60]!r}; "
-            f"a label is a whole number from 0 to {MAX_CLASSES - 1}"
+            f"{storage.redact(url)}: line {number}: expected key, label and path, parted by tabs, commas, semicolons "
+            f"or spaces, found {line[:60]!r}; a label is a whole number from 0 to {MAX_CLASSES - 1}"
         ) from error
+
+
+def _columns(line: str) -> list[str]:
+    """Fields of a line; where it holds no tab, they are parted by what stands behind the key."""
+    if "\t" in line:
+        return line.split("\t")
+    behind = re.search(r" *([,;])| ", line.strip())
+    if behind is None or behind[1]:
+        return next(csv.reader([line], delimiter=behind[1] if behind else ","))
+    return next(csv.reader([line.strip()], delimiter=" ", skipinitialspace=True))
 
 
 def _is_number(text: str) -> bool:

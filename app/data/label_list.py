@@ -35,8 +35,9 @@ class Labels:
 def open_labels(url: str, keys: NDArray[np.int64], records: str, *, folder: Path | None = None) -> Labels:
     """The label of each record by its key, as the list at ``url`` has it.
 
-    Columns are parted by tabs (or commas); the first is the key, and the label is the second where that is a number,
-    else the last. Blank lines and a first line with names of columns are passed over; keys of no record too.
+    Columns are parted by tabs, commas, semicolons or spaces; the first is the key, and the label is the second where
+    that is a number, else the last. Blank lines and a first line with names of columns are passed over; keys of no
+    record too.
 
     Args:
         keys: int64 [R] of the records.

@@ -107,7 +107,11 @@ def run_embed(model: OpenedModel, options: argparse.Namespace) -> None:
 
 
 def _embed_pictures(model: FaceModel, options: argparse.Namespace) -> None:
-    """``embeddings`` [N, D] of unit length, and ``names`` [N]: below the folder, or as they were given."""
+    """``embeddings`` [N, D] of unit length, and ``names`` [N]: below the folder, or as they were given.
+
+    Of several folders each name has its folder before it, as two may hold pictures of one name.
+    """
+    several = sum(ending(url) not in ENDINGS for url in options.images) > 1
     names: list[str] = []
     rows = []
     for url in options.images:
@@ -115,6 +119,9 @@ def _embed_pictures(model: FaceModel, options: argparse.Namespace) -> None:
             found, embeddings = [url], model.embed(url, flip=options.flip)
         else:
             found, embeddings, left_out = model.embed_folder(url, flip=options.flip, batch_size=options.batch_size)
+            if several:
+                found = [storage.join(url, name) for name in found]
+                left_out = [(storage.redact(storage.join(url, name)), reason) for name, reason in left_out]
             for name, reason in left_out:
                 print(printable(f"left out: {name}: {reason}"), file=sys.stderr)
         names += found

@@ -36,5 +36,8 @@ def judge(model: str, distance: float) -> list[str]:
         threshold = result.get("threshold") if isinstance(result, dict) else None
         if isinstance(threshold, float | int):
             taken = "one person" if distance < threshold else "two people"
-            lines.append(f"taken for {taken} by the threshold of {name}, {threshold:.2f}")
+            cosine = 1 - threshold / 2
+            lines.append(
+                f"taken for {taken} by the threshold of {name}: cosine {cosine:.4f}, squared distance {threshold:.4f}"
+            )
     return lines

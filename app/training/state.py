@@ -146,14 +146,26 @@ def compare(
     wanted = recipe.train.logical_workers
     for name, old, now in [
         ("data.num_classes", before.num_classes, num_classes),
-        ("data_tag (the dataset's content)", before.data_tag, data_tag),
         ("train.logical_workers", before.logical_workers, wanted or before.logical_workers),
     ]:
         if old != now:
             changed["fixed"].append(f"{name} {old!r}, this one has {now!r}")
+    if before.data_tag != data_tag:
+        changed["fixed"].append(_other_content(before.data_tag, data_tag, recipe.data.url))
     if changed["fixed"]:
         raise RecipeError(
             f"{where} holds a run with {'; '.join(changed['fixed'])}: take another --name or --output.url, or the same "
             "settings and dataset as before"
         )
     return changed["free"], changed["applied"]
+
+
+def _other_content(before: str, now: str, url: str) -> str:
+    """Which of a run's datasets is another than it was; where nobody could tell, all of them are."""
+    names = [name.strip() for name in redact_urls(url).split(",") if name.strip()]
+    old, new = before.split("+"), now.split("+")
+    if len(names) < 2 or len(old) != len(new) or len(old) - len(names) not in (0, 1):
+        return f"data_tag (the dataset's content) {before!r}, this one has {now!r}"
+    parts = zip([*names, "the classes that people.json shares"], old, new, strict=False)
+    others = [f"{name} {was!r}, now {present!r}" for name, was, present in parts if was != present]
+    return f"data_tag (the dataset's content) of {', of '.join(others)}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import s3fs
 
-from app import deadline
+from app import deadline, storage
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
 from app.data.mixture import Mixture
@@ -141,3 +141,13 @@ def test_the_decoders_speed_is_that_of_the_decoders_alone() -> None:
 def test_several_sources_sum_up_and_tell_the_slowest() -> None:
     mixture = Mixture([Slow(latency=0.5), Slow(latency=2.0), Slow(latency=1.0)])
     assert mixture.figures() == {"requests": 9.0, "latency_p99": 2.0}
+
+
+def test_a_folder_in_a_bucket_counts_all_that_it_asks_for(bucket_url: str, proxy: Proxy) -> None:
+    for name in ("ann/1.jpg", "bob/1.jpg"):
+        storage.write_bytes(f"{bucket_url}/{name}", b"not decoded here")
+    source = open_source(DataConfig(url=bucket_url), 0)
+    proxy.requests.clear()
+    source.read(np.array([1, 0, 1]))
+    assert source.figures() == {"requests": len(proxy.requests), "bytes_read": 48}
+    assert len([1 for method, *_ in proxy.requests if method == "GET"]) == 3

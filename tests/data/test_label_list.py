@@ -41,9 +41,13 @@ LINES = st.one_of(
     st.tuples(KEYS, PATHS, LABELS).map("\t".join),
     st.tuples(KEYS, LABELS, PATHS).map(",".join),
     st.tuples(KEYS, PATHS, LABELS).map(",".join),
+    st.tuples(KEYS, LABELS, PATHS).map(";".join),
+    st.tuples(KEYS, PATHS, LABELS).map("; ".join),
+    st.tuples(KEYS, LABELS, PATHS).map(" ".join),
+    st.tuples(KEYS, PATHS, LABELS).map("  ".join),
     st.tuples(KEYS, LABELS).map("\t".join),
     st.tuples(KEYS, LABELS, LABELS, PATHS).map("\t".join),
-    st.sampled_from(["", " ", "\r", "5", "id\tlabel\tpath", "id,path,label"]),
+    st.sampled_from(["", " ", "\r", "5", "id\tlabel\tpath", "id,path,label", "id;label", "id label path"]),
 )
 
 
@@ -71,7 +75,46 @@ def test_arrays_give_what_lines_give_one_by_one(lines: list[str], end: str, last
 
 
 @pytest.mark.parametrize(
-    "line", ["{}\t{}\tp/{}.jpg", "{}\t{}.000000\tp/{}.jpg", "{},p/{}.jpg,{}", "{}\t{}", "{},{},p/{}.jpg"]
+    ("text", "expected"),
+    [
+        ("7 3 my folder/a, b.jpg", (7, 3)),
+        ("7 my folder/a.jpg 3", (7, 3)),
+        ('7 "my 5.jpg" 3', (7, 3)),
+        ("7   3   a.jpg ", (7, 3)),
+        ("  7 3", (7, 3)),
+        ("7;3;a, b.jpg", (7, 3)),
+        ("7;my a.jpg;3", (7, 3)),
+        ('7;"a;b.jpg";3', (7, 3)),
+        ("7 ; 3 ; a.jpg", (7, 3)),
+        ("7,3,my a;b.jpg", (7, 3)),
+        ("7\t3\tmy a;b, c.jpg", (7, 3)),
+        ("id;label;path", None),
+        ("id label path", None),
+        ("7;3,5;a.jpg", "expected key, label and path, parted by tabs, commas, semicolons or spaces"),
+        ("7 a.jpg", "expected key, label and path"),
+        ("7|3|a.jpg", "expected key, label and path"),
+    ],
+)
+def test_columns_are_parted_by_what_stands_behind_the_key(text: str, expected: tuple[int, int] | str | None) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(RecordError, match=expected):
+            parse_label_lines("x", text.encode(), 2)
+        return
+    keys, labels = parse_label_lines("x", text.encode(), 1)
+    assert list(zip(keys.tolist(), labels.tolist(), strict=True)) == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}\t{}\tp/{}.jpg",
+        "{}\t{}.000000\tp/{}.jpg",
+        "{},p/{}.jpg,{}",
+        "{}\t{}",
+        "{},{},p/{}.jpg",
+        "{};{};p/{}.jpg",
+        "{} p/{}.jpg {}",
+    ],
 )
 def test_lists_as_tools_write_them_need_no_look_at_single_lines(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:

@@ -139,6 +139,12 @@ def test_a_folder_is_embedded_by_command_from_a_path_and_a_url(
     with np.load(tmp_path / "e.npz", allow_pickle=False) as saved:
         assert saved["names"].tolist() == ["Li Wei/2020/c.png", "Li Wei/b.png", "a.PNG", one]
         assert np.allclose(saved["embeddings"], model.embed([pixels(seed) for seed in (3, 2, 1, 1)]), atol=1e-5)
+    inside = str(photos / "Li Wei")
+    assert main(["embed", *options, "--images", str(photos), inside + "/", *output]) == 0
+    assert f"left out: {photos}/bad.jpg: unreadable" in capsys.readouterr().err
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as saved:
+        of_all = [f"{photos}/{name}" for name in ("Li Wei/2020/c.png", "Li Wei/b.png", "a.PNG")]
+        assert saved["names"].tolist() == [*of_all, f"{inside}/2020/c.png", f"{inside}/b.png"]
     (tmp_path / "none" / "x").mkdir(parents=True)
     for folder, message in (("none", "no picture: .*none: none could be taken"), ("absent", "absent.*does not exist")):
         with pytest.raises(AppError, match=message):

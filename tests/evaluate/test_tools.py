@@ -142,8 +142,8 @@ def test_two_faces_are_judged_by_the_last_verification_of_the_model(tmp_path: Pa
         (
             json.dumps({"sets": sets}),
             [
-                "taken for one person by the threshold of lfw, 1.20",
-                "taken for two people by the threshold of mine, 0.50",
+                "taken for one person by the threshold of lfw: cosine 0.4000, squared distance 1.2000",
+                "taken for two people by the threshold of mine: cosine 0.7500, squared distance 0.5000",
             ],
         ),
         ("{", []),

@@ -14,6 +14,7 @@ from app.checkpoint.config import CheckpointConfig
 from app.checkpoint.manifest import CheckpointError
 from app.config.options import parse_arguments
 from app.config.recipe import OutputConfig, Recipe, RecipeError, all_settings
+from app.data.config import DataConfig
 from app.data.dataset import open_dataset
 from app.device import detect_device
 from app.observe.events import EventLog, read_events
@@ -92,6 +93,21 @@ def test_what_kind_of_change_a_field_is(path: str, kind: str) -> None:
 def test_another_dataset_is_refused(classes: int, tag: str) -> None:
     with pytest.raises(RecipeError, match="holds a run with"):
         compare(BEFORE, Recipe(), classes, tag, "x")
+
+
+def test_of_several_datasets_the_one_that_changed_is_named() -> None:
+    before = dataclasses.replace(BEFORE, data_tag="idx-1-20x4+idx-2-40x8+shared-ab")
+    recipe = Recipe(data=DataConfig(url="s3://faces/a,s3://key:word@faces/b"))
+    for now, told, untold in [
+        ("idx-1-20x4+idx-3-40x8+shared-ab", "of s3://.*@faces/b 'idx-2-40x8', now 'idx-3-40x8': take", "faces/a"),
+        ("idx-1-20x4+idx-2-40x8+shared-cd", "of the classes that people.json shares 'shared-ab', now", "faces/"),
+        ("idx-3-20x4+idx-2-40x9+shared-ab", "of s3://faces/a .*, of s3://.*@faces/b ", "people.json"),
+        ("idx-1-20x4+idx-2-40x8", "content.*'idx-1-20x4.idx-2-40x8.shared-ab', this one has", "faces/"),
+    ]:
+        with pytest.raises(RecipeError, match=told) as refused:
+            compare(before, recipe, 10, now, "x")
+        assert untold not in str(refused.value)
+        assert "word" not in str(refused.value)
 
 
 def test_the_state_survives_json() -> None:
