@@ -75,7 +75,14 @@ def check_cluster(client: Any, namespace: str, queue: str, secrets: Sequence[str
 def explain(error: Exception, namespace: str, host: str) -> ClusterError:
     """One plain message for what the API server or the network said."""
     from kubernetes.client.rest import ApiException
+    from urllib3.exceptions import ReadTimeoutError
 
+    if isinstance(error, ReadTimeoutError):
+        return NoClusterError(
+            f"the API server {host} does not answer: it took the request and stays silent; try again later, and look "
+            "at the load balancer or proxy in front of it",
+            transient=True,
+        )
     if not isinstance(error, ApiException):
         reason = str(getattr(error, "reason", error) or error).splitlines()[0]
         return NoClusterError(

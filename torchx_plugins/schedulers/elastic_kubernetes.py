@@ -13,17 +13,20 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 from torchx.plugins import register
-from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppResponse
+from torchx.schedulers.api import AppDryRunInfo, DescribeAppResponse, ListAppResponse, Stream
 from torchx.schedulers.kubernetes_scheduler import KubernetesJob, KubernetesScheduler, Opts
 from torchx.specs import AppDef, AppState, CfgVal
 from torchx.specs.overlays import JOIN, apply_overlay, get_overlay
+from torchx.util.strings import normalize_str
 from yaml import YAMLError
 
 from torchx_plugins.schedulers._cluster import ClusterError, NoClusterError, check_cluster, explain
 from torchx_plugins.schedulers._command_line import speak_plainly, subcommand
+from torchx_plugins.schedulers._deadlines import bound, follow
 from torchx_plugins.schedulers._pods import ask_pods, check_places
 from torchx_plugins.schedulers._run_key import RunKey
 
@@ -95,12 +98,20 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         namespace = dryrun_info.cfg.namespace or "default"
         key = RunKey(self._client_or_explain(), namespace, dryrun_info.request.resource)
         required = key.require()
-        app_id = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
+        name = dryrun_info.request.resource["metadata"]["name"]
+        left = f"the job may be there all the same: torchx delete kubernetes://torchx/{namespace}:{name}"
+        try:
+            app_id = self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).schedule(dryrun_info))
+        except NoClusterError as error:
+            raise NoClusterError(f"{error}; {left}", transient=True) from error
         if required:
             try:
-                self._call(namespace, lambda: key.create(self._uid(namespace, _split(app_id)[1])))
-            except ClusterError:
-                self._delete_existing(app_id)  # its pods would wait for the key for ever
+                self._call(namespace, lambda: key.create(self._uid(namespace, name)))
+            except ClusterError as error:
+                try:
+                    self._delete_existing(app_id)  # its pods would wait for the key for ever
+                except ClusterError:
+                    raise ClusterError(f"{error}; {left}") from error
                 raise
         return app_id
 
@@ -148,25 +159,49 @@ class ElasticKubernetesScheduler(KubernetesScheduler):
         namespace = str((cfg or {}).get("namespace") or "default")
         return self._call(namespace, lambda: super(ElasticKubernetesScheduler, self).list(cfg))
 
-    def log_iter(self, app_id: str, role_name: str, k: int = 0, *args: Any, **options: Any) -> Iterable[str]:
+    def log_iter(
+        self,
+        app_id: str,
+        role_name: str,
+        k: int = 0,
+        regex: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        should_tail: bool = False,
+        streams: Stream | None = None,
+    ) -> Iterable[str]:
         """Lines of a pod's log."""
         namespace, name = _split(app_id)
-        self._client_or_explain()
+        client = self._client_or_explain()
+
+        def read() -> Iterable[str]:
+            return super(ElasticKubernetesScheduler, self).log_iter(
+                app_id, role_name, k, regex, since, until, should_tail, streams
+            )
+
+        def still_there() -> object:
+            from kubernetes.client import CoreV1Api
+
+            return CoreV1Api(client).read_namespaced_pod(normalize_str(f"{name}-{role_name}-{k}-0"), namespace)
+
         try:
-            yield from super().log_iter(app_id, role_name, k, *args, **options)
+            yield from follow(read, still_there) if should_tail else read()
         except Exception as error:
             if getattr(error, "status", None) == 404:
                 raise ClusterError(
                     f"there is no pod of {role_name}/{k} of job {name!r} in namespace {namespace!r}: it has not "
                     "started, or went with its job; python -m components.status tells which"
                 ) from error
-            raise explain(error, namespace, self._api_client().configuration.host) from error
+            raise explain(error, namespace, client.configuration.host) from error
 
     def _cancel_existing(self, app_id: str) -> None:
         self._call(_split(app_id)[0], lambda: super(ElasticKubernetesScheduler, self)._cancel_existing(app_id))
 
     def _delete_existing(self, app_id: str) -> None:
         self._call(_split(app_id)[0], lambda: super(ElasticKubernetesScheduler, self)._delete_existing(app_id))
+
+    def _api_client(self) -> Any:
+        return bound(super()._api_client())
 
     def _client_or_explain(self) -> Any:
         """The API client; a kubeconfig that is missing or cannot be used is said in words."""
