@@ -50,13 +50,13 @@ class BatchStatistics:
         self._total = torch.zeros_like(self._flat)
 
     def _gather_counts(self) -> Tensor | None:
-        """The layers' ``num_batches_tracked``, int64 [L], of which each keeps a view: to ask each would wait for it."""
-        counts = [layer.num_batches_tracked for layer in self._layers]
-        found = [count for count in counts if count is not None]
-        if len(found) < len(counts) or not found:
+        """Layers' ``num_batches_tracked``, int64 [L], of which each keeps a view: to ask each would wait for it."""
+        self._counting = [layer for layer in self._layers if layer.num_batches_tracked is not None]
+        counts = [count for layer in self._counting if (count := layer.num_batches_tracked) is not None]
+        if not counts:
             return None
-        flat = torch.stack(found)
-        for layer, count in zip(self._layers, flat, strict=True):
+        flat = torch.stack(counts)
+        for layer, count in zip(self._counting, flat, strict=True):
             layer.register_buffer("num_batches_tracked", count)
         return flat
 
@@ -101,8 +101,8 @@ class BatchStatistics:
             torch.add(self._counts_before, self._learning(), alpha=int(keep), out=self._counts)
 
     def _learning(self) -> Tensor:
-        """1 for each layer that trains and 0 for those that rest, int64 [L]."""
-        training = [layer.training for layer in self._layers]
+        """1 for each layer that counts and trains and 0 for those that rest, int64 [L]."""
+        training = [layer.training for layer in self._counting]
         if training != self._training:
             assert self._counts is not None
             self._training = training
