@@ -12,6 +12,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Queues and priority classes have no namespace: refuse one that another release made. (list $ version kind name remedy) */}}
+{{- define "arcface.requireOwn" -}}
+{{- $root := index . 0 }}
+{{- $kind := index . 2 }}
+{{- if $root.Capabilities.APIVersions.Has (printf "%s/%s" (index . 1) $kind) }}
+{{- with lookup (index . 1) $kind "" (index . 3) }}
+{{- $told := .metadata.annotations | default dict }}
+{{- $owner := printf "%s/%s" (index $told "meta.helm.sh/release-namespace") (index $told "meta.helm.sh/release-name") }}
+{{- if ne $owner (printf "%s/%s" $root.Release.Namespace $root.Release.Name) }}
+{{- $who := ternary (printf "release %s" $owner) "somebody else, without Helm" (hasKey $told "meta.helm.sh/release-name") }}
+{{- fail (printf "%s %s is there already, made by %s: %s" $kind .metadata.name $who (index $ 4)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Of a service account or a pod: what a private registry asks for. */}}
 {{- define "arcface.pullSecrets" -}}
 {{- with .Values.image.pullSecrets }}
