@@ -1,8 +1,9 @@
 """Reads a Python module of assignments, ``config.NAME = VALUE``, as data: nothing in it is run.
 
 Values are literals, arithmetic and texts made of literals, variables and earlier settings (``expressions.py``); ``if``
-takes the branch that these decide; a function is read only where it is the step schedule of the configurations of 2021.
-Statements of other kinds are refused with their line; so is a value that cannot be read, where anything needs it.
+takes the branch that these decide, ``for`` goes through short lists; a function is read only where it is the step
+schedule of the configurations of 2021. Statements of other kinds are refused with their line; so is a value that cannot
+be read, where anything needs it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,9 @@ class _Reader(Expressions):
             case ast.If(test=test, body=body, orelse=other):
                 self.read(body if self.test(test) else other)
                 return
+            case ast.For(target=ast.Name(id=name), iter=values, body=body, orelse=[]) if name != "config":
+                self.repeat(name, values, body)
+                return
             case ast.FunctionDef(name=name):
                 self.functions[name] = self.step_schedule(statement)
                 return
@@ -141,6 +145,14 @@ class _Reader(Expressions):
                 self.bind(target, ast.copy_location(ast.BinOp(target, op, value), statement))
                 return
         raise self.refusal(statement, "only config.NAME = VALUE is read; nothing is executed")
+
+    def repeat(self, name: str, values: ast.expr, body: list[ast.stmt]) -> None:
+        """``for NAME in VALUES:`` of short values; the budget of all loops is one."""
+        if any(isinstance(node, ast.ImportFrom) for statement in body for node in ast.walk(statement)):
+            raise self.refusal(body[0], "a loop that imports is not read")
+        for value in self.taken(values, weight=len(body)):
+            self.variables[name] = value
+            self.read(body)
 
     def bind(self, target: ast.expr, value: ast.expr) -> None:
         """Give a setting its value, or a variable; a variable that cannot be read is refused where it is used."""

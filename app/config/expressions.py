@@ -156,15 +156,21 @@ class Expressions:
             return self.filled(node, re.split("%[sd]", left), right)
         return MISSING
 
+    def taken(self, node: ast.expr, weight: int = 1) -> list[Any] | tuple[Any, ...]:
+        """The values that a loop goes through, ``weight`` turns of the budget each."""
+        values = self.value(node)
+        if not isinstance(values, list | tuple) or len(values) * weight > self.turns:
+            raise self.refusal(node, f"{shown(node)!r} is no short list to go through; write the values")
+        self.turns -= len(values) * weight
+        return values
+
     def comprehended(self, element: ast.expr, loop: ast.comprehension) -> list[Any]:
         """``[ELEMENT for NAME in VALUES if TEST]``, of short values."""
-        values = self.value(loop.iter)
-        short = isinstance(values, list | tuple) and len(values) <= self.turns
-        if not short or not isinstance(loop.target, ast.Name):
-            raise self.refusal(loop.iter, f"{shown(loop.iter)!r} is no short list to go through; write the values")
+        values = self.taken(loop.iter)
+        if not isinstance(loop.target, ast.Name):
+            raise self.refusal(loop.target, f"{shown(loop.target)!r} is no name to go through values by")
         name, found = loop.target.id, []
         before = self.variables.get(name, MISSING)
-        self.turns -= len(values)
         for value in values:
             self.variables[name] = value
             if all(self.test(test) for test in loop.ifs):
