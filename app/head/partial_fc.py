@@ -174,7 +174,8 @@ class PartialFC(nn.Module):
             global_batch: samples that the mean is taken over.
 
         Raises:
-            HeadError: a label outside the classes. On an accelerator, where looking would stall it, the loss is NaN.
+            HeadError: a label outside the classes. On an accelerator, where looking would stall it, the loss is NaN,
+                as it is of embeddings that are not finite or whose length is not.
         """
         training = torch.is_grad_enabled()
         embeddings = embeddings.float()
@@ -189,6 +190,7 @@ class PartialFC(nn.Module):
         norms = embeddings.norm(dim=1)
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         own, strange = self._own_rows(labels)
+        strange = strange | torch.isinf(norms)  # longer than float32 can tell: as a unit it would be 0, and silent
         cosine = self._own_cosines(unit, own)
         threshold = self._follow(norms, cosine, own, labels)
         others = self._others(unit, own, threshold)

@@ -105,7 +105,7 @@ class ReproduciblePartialFC(PartialFC):
         loss = torch.logaddexp(torch.logsumexp(lse.clamp_min(_NOTHING), 0), target) - target
         if (extra := self.margin.regularizer(norms)) is not None:
             loss = loss + extra
-        wrong = (labels != ABSENT) & ((labels < 0) | (labels >= self.shape.num_classes))
+        wrong = (labels != ABSENT) & ((labels < 0) | (labels >= self.shape.num_classes)) | torch.isinf(norms)
         loss = torch.where(labels == ABSENT, 0, loss)
         return torch.where(wrong, torch.nan, loss).sum() / global_batch
 

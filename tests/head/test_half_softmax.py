@@ -14,7 +14,7 @@ from app.head.config import HeadConfig
 from app.head.half_softmax import HalfUpdate, half_log_sum_exp
 from app.head.optimizer import CentreOptimizer
 from app.head.partial_fc import HeadShape, PartialFC
-from app.head.softmax import ActiveCentres, Samples, SoftmaxSettings
+from app.head.softmax import ActiveCentres, Block, Samples, SoftmaxSettings
 
 ROUNDING = 2.0**-11  # of float16
 
@@ -137,6 +137,14 @@ def test_the_gradient_of_the_centres_is_that_of_the_formula(case: Drawn, scale: 
         error = torch.linalg.vector_norm(values - expected[part], dim=1)
         size = weights[:, part].abs().sum(0) * inverse[part]
         assert (error <= size * case.tolerance + 1e-25 * inverse[part]).all()
+        # Part of a block, as where classes were sampled and all centres are updated: the same, and in no known place.
+        some = Block(block.start, block.start + data.draw(st.integers(1, block.stop - block.start)), slice(0))
+        count = some.stop - some.start
+        fewer = torch.empty_like(values[:count])
+        update.gradient(some, weight[:count]).add_to(fewer, 0.0, weight[:count], 0.0)
+        assert (
+            (fewer - values[:count]).abs() <= 2 * ROUNDING * size[:count, None] + 1e-25 * inverse[part][:count, None]
+        ).all()
         again = torch.full_like(values, 3.0)
         update.gradient(block, weight).add_to(again, 0.5, weight, 0.01)
         wanted = values + 1.5 + 0.01 * weight

@@ -83,3 +83,15 @@ def test_it_computes_the_plain_formula(alone: list[Any], number: int) -> None:
     for found, expected in pairs:
         error = float((found.double() - expected).abs().max()) / max(1e-30, float(expected.abs().max()))
         assert error <= 1e-5 * max(1.0, case.steepness / 64)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e20])
+def test_embeddings_that_are_not_finite_or_have_no_finite_length_are_never_a_loss(value: float) -> None:
+    head = ReproduciblePartialFC(Case().config(), HeadShape(8, 13, 1, SEED), "cpu", [[0]])
+    embeddings, labels = Case().inputs(0)
+    embeddings[2, 3] = value
+    head.begin_step(0, labels)
+    loss = head(embeddings, labels, len(labels))
+    loss.backward()
+    assert torch.isnan(loss)
+    assert not head.finite() or value == 1e20  # its gradient is 0
