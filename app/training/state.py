@@ -53,6 +53,8 @@ FREE = frozenset(
         *("train.profiling", "train.profile_start", "train.profile_stop"),
     ]
 )
+# Settings that give the same files other samples or classes.
+_MAKE_CONTENT = ("data.labels:", "data.people:", "data.weights:")
 
 
 def versions() -> dict[str, str]:
@@ -151,7 +153,8 @@ def compare(
         if old != now:
             changed["fixed"].append(f"{name} {old!r}, this one has {now!r}")
     if before.data_tag != data_tag:
-        changed["fixed"].append(_other_content(before.data_tag, data_tag, recipe.data.url))
+        reasons = [words for words in changed["applied"] if words.startswith(_MAKE_CONTENT)]
+        changed["fixed"] += reasons or [_other_content(before.data_tag, data_tag, recipe.data.url)]
     if changed["fixed"]:
         raise RecipeError(
             f"{where} holds a run with {'; '.join(changed['fixed'])}: take another --name or --output.url, or the same "
@@ -162,6 +165,8 @@ def compare(
 
 def _other_content(before: str, now: str, url: str) -> str:
     """Which of a run's datasets is another than it was; where nobody could tell, all of them are."""
+    if sorted(before.split("+")) == sorted(now.split("+")):
+        return "the same datasets in another order of data.url, which numbers their classes"
     names = [name.strip() for name in redact_urls(url).split(",") if name.strip()]
     old, new = before.split("+"), now.split("+")
     if len(names) < 2 or len(old) != len(new) or len(old) - len(names) not in (0, 1):

@@ -102,12 +102,23 @@ def test_of_several_datasets_the_one_that_changed_is_named() -> None:
         ("idx-1-20x4+idx-3-40x8+shared-ab", "of s3://.*@faces/b 'idx-2-40x8', now 'idx-3-40x8': take", "faces/a"),
         ("idx-1-20x4+idx-2-40x8+shared-cd", "of the classes that people.json shares 'shared-ab', now", "faces/"),
         ("idx-3-20x4+idx-2-40x9+shared-ab", "of s3://faces/a .*, of s3://.*@faces/b ", "people.json"),
+        ("idx-2-40x8+idx-1-20x4+shared-ab", "the same datasets in another order of data.url", "idx-"),
         ("idx-1-20x4+idx-2-40x8", "content.*'idx-1-20x4.idx-2-40x8.shared-ab', this one has", "faces/"),
     ]:
         with pytest.raises(RecipeError, match=told) as refused:
             compare(before, recipe, 10, now, "x")
         assert untold not in str(refused.value)
         assert "word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("people", "shared"), ("weights", ("1", "3")), ("labels", "train.lst")]
+)
+def test_a_setting_that_makes_other_content_of_the_same_files_is_named(setting: str, value: Any) -> None:
+    recipe = Recipe(data=DataConfig(**{setting: value}))
+    with pytest.raises(RecipeError, match=f"holds a run with data.{setting}: .* -> ") as refused:
+        compare(BEFORE, recipe, 10, "other", "x")
+    assert "data_tag" not in str(refused.value)
 
 
 def test_the_state_survives_json() -> None:
