@@ -41,6 +41,7 @@ class ModelSourceError(AppError):
     """The URL holds no model that can be opened; says what is missing."""
 
 
+_STEP_DIGITS = 19  # what int64 holds
 WHAT = "URL of a run folder, its /checkpoints, a .onnx, or weights: .pt, .pth, .ckpt, .tar, .bin, .npz, .safetensors"
 
 
@@ -213,8 +214,11 @@ def _open_checkpoint(url: str, device: Device, step: int) -> tuple[torch.nn.Modu
 
 
 def _open_onnx(url: str, colours: str) -> OpenedModel:
-    embed, form = open_onnx(url, colours=colours)
+    embed, form, said = open_onnx(url, colours=colours)
     about = {"backbone": "onnx", "image_size": form.size, "recipe": url.rsplit("/", 1)[-1], "step": 0}
+    step = said.get("step", "")
+    if "recipe" in said and step.isascii() and step.isdecimal() and len(step) < _STEP_DIGITS:  # an export of a run
+        about |= {"recipe": said["recipe"], "step": int(step)}
     return OpenedModel(embed, form.size, about)
 
 

@@ -57,8 +57,8 @@ class InputForm:
 
 def open_onnx(
     url: str, *, colours: str = "RGB"
-) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], InputForm]:
-    """What embeds ``uint8 [B, 3, S, S]`` with the model at ``url``, and how it feeds it.
+) -> tuple[Callable[[NDArray[np.uint8]], NDArray[np.float32]], InputForm, dict[str, str]]:
+    """What embeds ``uint8 [B, 3, S, S]`` with the model at ``url``, how it feeds it, and what its metadata say.
 
     Args:
         colours: order that it takes, where its metadata do not say.
@@ -98,7 +98,7 @@ def open_onnx(
             found.append(out[: len(images) - start])
         return np.concatenate(found)
 
-    return embed, form
+    return embed, form, {item.key: item.value for item in model.metadata_props}
 
 
 def _open_session(url: str) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +59,22 @@ def test_run_folder_checkpoint_state_dict_and_onnx_agree(run: Path) -> None:
     assert accuracy(run, folder + "/model.pt") == expected
     assert accuracy(run, folder + "/best") == expected  # the only verification was the best
     assert accuracy(run, folder + "/model.onnx") == pytest.approx(expected, abs=0.03)
+
+
+def test_an_exported_model_tells_its_run_and_step(run: Path, tmp_path: Path) -> None:
+    own = json.loads((run / "runs" / "orl" / "model.json").read_text())
+    model = onnx.load(run / "runs" / "orl" / "model.onnx")
+    for step, expected in (
+        (str(own["step"]), ("orl", own["step"])),
+        ("-1", ("m.onnx", 0)),
+        ("1" * 5000, ("m.onnx", 0)),
+        ("²", ("m.onnx", 0)),
+    ):
+        next(item for item in model.metadata_props if item.key == "step").value = step
+        onnx.save(model, tmp_path / "m.onnx")
+        about = load_model(tmp_path / "m.onnx").about
+        assert (about["recipe"], about["step"], about["backbone"]) == (*expected, "onnx")
+    assert own["step"] > 0
 
 
 def test_every_form_opens_from_a_bucket(run: Path, bucket_url: str) -> None:

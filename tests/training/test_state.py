@@ -111,9 +111,7 @@ def test_of_several_datasets_the_one_that_changed_is_named() -> None:
         assert "word" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("people", "shared"), ("weights", ("1", "3")), ("labels", "train.lst")]
-)
+@pytest.mark.parametrize(("setting", "value"), [("people", "shared"), ("weights", ("1", "3")), ("labels", "train.lst")])
 def test_a_setting_that_makes_other_content_of_the_same_files_is_named(setting: str, value: Any) -> None:
     recipe = Recipe(data=DataConfig(**{setting: value}))
     with pytest.raises(RecipeError, match=f"holds a run with data.{setting}: .* -> ") as refused:
