@@ -32,6 +32,7 @@ _MAKING = (
     "NetworkNotReady",
     "Pulling",
 )
+_NEVER_RAN = ("StartError", "ContainerCannotRun")
 _LONGEST = 400  # characters of a message
 _MOST_PODS = 6
 
@@ -151,7 +152,9 @@ def _lost_containers(facts: JobFacts) -> list[str]:
                 if ended.get("exitCode"):
                     why = ended.get("reason") or "Error"
                     times = f", {container['restartCount']} restarts" if container.get("restartCount") else ""
-                    found.append(f"{who}: {why}, exit code {ended['exitCode']}{times}")
+                    # What the runtime says of a container that it could not start, as one for another processor.
+                    said = f": {_clean(ended.get('message'))}" if why in _NEVER_RAN and ended.get("message") else ""
+                    found.append(f"{who}: {why}, exit code {ended['exitCode']}{times}{said}")
                     break
     return found
 

@@ -114,6 +114,10 @@ def test_a_store_without_conditional_writes_is_found_before_there_is_a_job(
 REFUSALS = {
     'violates PodSecurity "restricted:latest": hostPath volumes': "take a hardware profile without -host",
     "exceeded quota: gpus, requested: cpu=2, used: cpu=8, limited: cpu=8": "wait until others have ended",
+    "failed quota: disk: must specify limits.ephemeral-storage": "a quota counts what our pods leave out",
+    "insufficient quota to match these scopes: [{PriorityClass In [high]}]": "the quota is for other priority classes",
+    "minimum memory usage per Container is 8Gi, but request is 4096M": "ask for more with --cpu and --memMB",
+    "maximum cpu usage per Container is 1, but limit is 2": "ask for less with --cpu and --memMB",
     "no PriorityClass with name arcface-train was found": "create it, or name another with -cfg priority_class=",
     'error looking up service account default/x: serviceaccount "x" not found': "create it, or name another",
 }

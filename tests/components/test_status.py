@@ -113,6 +113,9 @@ def test_a_running_job_tells_step_speed_and_time_to_go(
     killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     put_pod(server, "trainer-0", phase="Running", containerStatuses=container(lastState=killed, restartCount=2))
     assert "trainer/0: OOMKilled, exit code 137, 2 restarts" in say(capsys)
+    foreign = {"exitCode": 128, "reason": "StartError", "message": 'exec: "python": exec format error'}
+    put_pod(server, "trainer-0", phase="Running", containerStatuses=container(lastState={"terminated": foreign}))
+    assert 'trainer/0: StartError, exit code 128: exec: "python": exec format error' in say(capsys)
 
 
 def test_a_failed_job_tells_the_ranks_last_words(

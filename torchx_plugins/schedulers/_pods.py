@@ -14,8 +14,14 @@ _REMEDIES = (
     ("no PriorityClass with name", "create it, or name another with -cfg priority_class="),
     ("service account", "create it, or name another with --service_account"),
     ("serviceaccount", "create it, or name another with --service_account"),
+    ("must specify", "a quota counts what our pods leave out: give the namespace a LimitRange with defaults for it"),
     ("exceeded quota", "wait until others have ended, ask for less, or have the quota raised"),
     ("maximum", "ask for less with --cpu and --memMB, or have the limit raised"),
+    ("minimum", "ask for more with --cpu and --memMB (rdzv always asks for 1 CPU, 1024 MB), or have the limit lowered"),
+    (
+        "insufficient quota to match",
+        "the quota is for other priority classes: name one of them with -cfg priority_class=",
+    ),
 )
 _PLACES = (
     *("--data.url", "--output.url", "--model", "--sets-url", "--report", "--output", "--source", "--verify.url"),
