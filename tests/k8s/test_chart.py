@@ -269,6 +269,8 @@ def test_network_is_denied_by_default_and_prometheus_is_let_in() -> None:
     assert policies["arcface-deny-by-default"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     # Volcano's svc plugin lets pods of the same job in; anything here would let in those of other jobs too.
     assert policies["arcface-within-jobs"]["policyTypes"] == ["Egress"]
+    (store,) = policies["arcface-object-store"]["egress"]
+    assert [block["ipBlock"]["cidr"] for block in store["to"]] == ["0.0.0.0/0", "::/0"]  # clusters of IPv6 alone too
     (rule,) = policies["arcface-prometheus"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 9400}]
 
