@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = CommandLine("python -m app.verify", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_model_options(parser)
-    parser.add_argument("--sets-url", required=True, help="URL of the folder with the .bin files")
+    parser.add_argument("--sets-url", required=True, help="URL of the folder with the .bin files, or of one")
     parser.add_argument("--sets", default="", help="names, comma separated; default: every .bin in the folder")
     parser.add_argument("--report", default="", help="URL of the report's folder")
     parser.add_argument("--floor", type=float, default=0.0, help="lowest accuracy that is a success")
@@ -82,6 +82,8 @@ def set_urls(options: argparse.Namespace) -> list[str]:
         VerifyError: there is none.
     """
     names = [name.strip() for name in options.sets.split(",") if name.strip()]
+    if not names and options.sets_url.endswith(".bin"):
+        return [options.sets_url]
     if not names:
         found = storage.list_names(options.sets_url)
         names = [name.removesuffix(".bin") for name in found if name.endswith(".bin")]

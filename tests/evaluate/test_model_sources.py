@@ -61,6 +61,14 @@ def test_run_folder_checkpoint_state_dict_and_onnx_agree(run: Path) -> None:
     assert accuracy(run, folder + "/model.onnx") == pytest.approx(expected, abs=0.03)
 
 
+def test_one_set_is_named_by_its_file_too(run: Path, tmp_path: Path) -> None:
+    model = ["--model", str(run / "runs" / "orl"), "--no-baseline", "--report", str(tmp_path)]
+    assert verify([*model, "--sets-url", str(run / "faces" / "noise.bin")]) == 0
+    assert list(json.loads((tmp_path / "report.json").read_text())["sets"]) == ["noise"]
+    with pytest.raises(AppError, match=r"other\.bin: .*does not exist"):
+        verify([*model, "--sets-url", str(run / "faces" / "other.bin")])
+
+
 def test_an_exported_model_tells_its_run_and_step(run: Path, tmp_path: Path) -> None:
     own = json.loads((run / "runs" / "orl" / "model.json").read_text())
     model = onnx.load(run / "runs" / "orl" / "model.onnx")
