@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from fsspec.asyn import AsyncFileSystem, sync
@@ -94,12 +94,14 @@ async def _look_up(filesystem: Any, path: str) -> dict[str, Any]:
             answer["Body"].close()
         raise
     if about.get("type") == "file":
-        _check_tag(about.get("ETag"))
+        _check_tag(about)
     return about
 
 
-def _check_tag(tag: object) -> None:
-    if not tag:
+def _check_tag(answer: Mapping[str, Any]) -> None:
+    """Some stores know no ETag; what has none and is a page or an error, whatever its status says, is no object."""
+    kind = str(answer.get("ContentType") or "").lower()
+    if not answer.get("ETag") and ("xml" in kind or "html" in kind):
         raise StrangeAnswerError("an answer without ETag came")
 
 
@@ -172,7 +174,7 @@ async def get_s3_range(filesystem: Any, path: str, start: int, stop: int, tag: s
         "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **pinned, **filesystem.req_kw
     )
     try:
-        _check_tag(answer.get("ETag"))
+        _check_tag(answer)
         about = answer.get("ResponseMetadata", {})
         told = answer.get("ContentRange", "") if about.get("HTTPStatusCode", 206) == 206 else None
         _check_range(told, answer.get("ContentLength"), start, stop)

@@ -14,7 +14,7 @@ far above what float16 rounds to 0. The projection needs no second array [N, k]:
     dL / d w_j = (G_j - (G_j . w_j / |w_j|) w_j / |w_j|) / |w_j|
 
 since sum_i P_ij c_ij is G_j . w_j / |w_j|. The scale s goes into the embeddings before the product, which then gives
-the logits. Types change by ``copy_``, not in operations whose result has another type: torch_npu has not all of those.
+the logits. Types change by ``copy_``, not in operations whose result has another type: not every device has those.
 """
 
 from __future__ import annotations

@@ -200,7 +200,6 @@ def test_a_list_of_labels_however_it_is_written(tmp_path: Path, kind: str, monke
         ("13\t1e300\tp", "line 13"),
         ("13\t0.5\tp", "line 13"),
         ("13\t100000000000\tp", "from 0 to 134217727"),
-        ("13 0 p", "parted by tabs"),
         ("13", "line 13"),
         (",key,label\n0,1,2", "line 13"),
         ("3\t9\tp", "key 3 has the labels 0 and 9"),

@@ -158,7 +158,7 @@ def test_the_command_line_prints_one_line_and_keeps_secrets(object_store: Object
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 65
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stderr
     assert "wrong-secret-value" not in done.stderr
 
 

@@ -137,6 +137,7 @@ def _error_body(code: str) -> bytes:
 
 def _answer(request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
     request.send_response(status)
+    request.send_header("Content-Type", "application/xml")  # as S3 says with every error, to a HEAD too
     request.send_header("Content-Length", "0" if request.command == "HEAD" else str(len(body)))
     request.end_headers()
     if request.command != "HEAD":
