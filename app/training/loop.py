@@ -185,7 +185,7 @@ class Loop:
     def _batches(self) -> Iterator[list[Batch]]:
         epoch, first = divmod(self.step, self.steps_per_epoch)
         share = self.trainer.plan.share(self.world.rank)
-        return self.loader.steps(epoch, first, share, self.last_step - self.step)
+        yield from self.loader.steps(epoch, first, share, self.last_step - self.step)
 
     def _count_bad(self, own: int, of_all: int) -> None:
         """Count a trained step's unreadable records, and let the loader know of those that it did not see."""
