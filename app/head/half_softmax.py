@@ -25,10 +25,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.head.softmax import LARGEST_PLAIN_SCALE, ActiveCentres, Block, Samples, SoftmaxSettings
-
-_WEIGHT_SUM = 2.0**15
-_SMALLEST_SUM = 1e-30  # of weights that are worth a product; 2^15 by it is still finite
+from app.head.softmax import (
+    LARGEST_PLAIN_SCALE,
+    SMALLEST_SUM,
+    WEIGHT_SUM,
+    ActiveCentres,
+    Block,
+    RunningMaximum,
+    Samples,
+    SoftmaxSettings,
+)
 
 
 class OwnColumns:
@@ -89,7 +95,7 @@ def half_log_sum_exp(
     buffers = HalfBuffers(len(unit), unit.shape[1], blocks, unit.device)
     total, towards = unit.new_zeros(len(unit)), torch.zeros_like(unit)
     running = settings.scale > LARGEST_PLAIN_SCALE
-    highest, shift = unit.new_full((len(unit),), -torch.inf), unit.new_zeros(len(unit))
+    maximum = RunningMaximum(unit)
     for number, block in enumerate(blocks):
         directions, _ = buffers.centres(block.stop - block.start)
         logits, terms = buffers.terms(block.stop - block.start)
@@ -102,23 +108,17 @@ def half_log_sum_exp(
             logits.masked_fill_(struck, 0)  # as it counts
         terms.copy_(logits)
         if running:
-            higher = torch.maximum(highest, terms.amax(1))
-            shift = torch.where(torch.isinf(higher), 0, higher)
-            shrink = torch.exp(highest - shift)
-            total.mul_(shrink)
-            towards.mul_(shrink[:, None])
-            terms.sub_(shift[:, None])
-            highest = higher
+            maximum.subtract(terms, terms, total, towards)
         terms.exp_()
         if struck is not None:  # it counts in the sum, and moves nothing
-            total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
+            total.add_(struck.sum(1) * torch.exp(-maximum.shift.clamp_min(0)))
             terms.masked_fill_(struck, 0)
         sums = terms.sum(1)
         total.add_(sums)
-        weights = logits.copy_(terms.mul_((_WEIGHT_SUM / sums.clamp_min(_SMALLEST_SUM))[:, None]))
-        towards.addcmul_((weights @ directions).float(), (sums / _WEIGHT_SUM)[:, None])
+        weights = logits.copy_(terms.mul_((WEIGHT_SUM / sums.clamp_min(SMALLEST_SUM))[:, None]))
+        towards.addcmul_((weights @ directions).float(), (sums / WEIGHT_SUM)[:, None])
     found = total != 0  # true of NaN, which must show
-    lse = torch.where(found, torch.log(total) + shift, -torch.inf)
+    lse = torch.where(found, torch.log(total) + maximum.shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
 
 
@@ -174,8 +174,8 @@ class HalfUpdate:
         if number is None:
             number, columns = 0, OwnColumns(samples.own, [block])
         columns.put(number, terms, samples.to_target[:, None])
-        sums = torch.linalg.vector_norm(terms, ord=1, dim=0).clamp_min_(_SMALLEST_SUM)
-        weights = logits.copy_(terms.mul_(_WEIGHT_SUM / sums))
+        sums = torch.linalg.vector_norm(terms, ord=1, dim=0).clamp_min_(SMALLEST_SUM)
+        weights = logits.copy_(terms.mul_(WEIGHT_SUM / sums))
         product = weights.T @ self._unit
         along = torch.mul(product, directions, out=other).sum(1, dtype=torch.float32)
-        return HalfGradient(product, sums.mul_(inverse).div_(_WEIGHT_SUM), along, inverse)
+        return HalfGradient(product, sums.mul_(inverse).div_(WEIGHT_SUM), along, inverse)

@@ -27,6 +27,7 @@ from app.head.softmax import (
     ActiveCentres,
     Block,
     BlockGradient,
+    RunningMaximum,
     Samples,
     SoftmaxSettings,
     add_weighted,
@@ -94,22 +95,17 @@ def shaped_log_sum_exp(
     """
     operand = unit.to(settings.dtype)
     total, towards = unit.new_zeros(len(unit)), torch.zeros_like(unit)
-    highest = unit.new_full((len(unit),), -torch.inf)
-    shift = unit.new_zeros(len(unit))
+    maximum = RunningMaximum(unit)
     for block in blocks:
         shaped = _shape(operand, block.read(active.centres), settings, threshold)
         terms = shaped.logits * settings.scale
         put_in_column(terms, own - block.start, terms.new_full((1,), -torch.inf))
-        higher = torch.maximum(highest, terms.amax(1))
-        shift = torch.where(torch.isinf(higher), 0, higher)
-        shrink = torch.exp(highest - shift)
-        highest = higher
-        terms.sub_(shift[:, None]).exp_()
-        total.mul_(shrink).add_(terms.sum(1))
+        maximum.subtract(terms, terms, total, towards)
+        total.add_(terms.exp_().sum(1))
         weights = terms.mul_(shaped.slope)
-        add_weighted(towards.mul_(shrink[:, None]), shaped.spread(weights), shaped.directions)
+        add_weighted(towards, shaped.spread(weights), shaped.directions)
     found = total != 0  # true of NaN, which must show
-    lse = torch.where(found, torch.log(total) + shift, -torch.inf)
+    lse = torch.where(found, torch.log(total) + maximum.shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
 
 

@@ -41,8 +41,8 @@ from torch import Tensor
 from app.head.lanes import in_lanes, join_sums
 
 LARGEST_PLAIN_SCALE = 64.0
-_WEIGHT_SUM = 2.0**15
-_SMALLEST_SUM = 1e-30  # of weights that are worth a product; its inverse is still finite
+WEIGHT_SUM = 2.0**15
+SMALLEST_SUM = 1e-30  # of weights that are worth a product; its inverse is still finite
 _TINY = 1e-12  # a centre's length is at least that, as in torch.nn.functional.normalize
 
 
@@ -136,6 +136,24 @@ class Buffers:
         return first, second
 
 
+class RunningMaximum:
+    """Of the logits so far, float32 [N]; what is subtracted from them before exponentials that float32 may not hold."""
+
+    def __init__(self, unit: Tensor) -> None:
+        self._highest = unit.new_full((len(unit),), -torch.inf)
+        self.shift = unit.new_zeros(len(unit))
+
+    def subtract(self, logits: Tensor, terms: Tensor, total: Tensor, towards: Tensor) -> None:
+        """Raise it to ``logits`` [N, k], subtract it from ``terms`` [N, k] and shrink the sums [N], [N, D] so far."""
+        higher = torch.maximum(self._highest, logits.amax(1))
+        self.shift = torch.where(torch.isinf(higher), 0, higher)
+        shrink = torch.exp(self._highest - self.shift)
+        total.mul_(shrink)
+        towards.mul_(shrink[:, None])
+        terms.sub_(self.shift[:, None])
+        self._highest = higher
+
+
 def log_sum_exp(
     unit: Tensor, active: ActiveCentres, own: Tensor, settings: SoftmaxSettings, blocks: Sequence[Block]
 ) -> tuple[Tensor, Tensor]:
@@ -149,8 +167,7 @@ def log_sum_exp(
     total = unit.new_zeros(len(unit))
     towards = torch.zeros_like(unit)
     running = settings.scale > LARGEST_PLAIN_SCALE
-    highest = unit.new_full((len(unit),), -torch.inf)  # logit so far, where a running maximum is needed
-    shift = unit.new_zeros(len(unit))
+    maximum = RunningMaximum(unit)
     buffers = Buffers(len(unit), blocks, unit.device)
     for block in blocks:
         weight = block.read(active.centres)
@@ -166,21 +183,15 @@ def log_sum_exp(
         if running:
             logits = raw.mul_(settings.scale * inverse)
             logits = logits if struck is None else logits.masked_fill_(struck, 0.0)
-            higher = torch.maximum(highest, logits.amax(1))
-            shift = torch.where(torch.isinf(higher), 0, higher)
-            shrink = torch.exp(highest - shift)
-            total.mul_(shrink)
-            towards.mul_(shrink[:, None])
-            terms.sub_(shift[:, None])
-            highest = higher
+            maximum.subtract(logits, terms, total, towards)
         terms.exp_()
         total.add_(torch.mv(terms, lengths))
         add_weighted(towards, terms, factor)
         if struck is not None:  # a cosine that counts as 0 still is a term exp(0)
             # Where there is one, the shift is at least 0; elsewhere exp(-shift) may be inf, and 0 * inf is NaN.
-            total.add_(struck.sum(1) * torch.exp(-shift.clamp_min(0)))
+            total.add_(struck.sum(1) * torch.exp(-maximum.shift.clamp_min(0)))
     found = total != 0  # true of NaN, which must show
-    lse = torch.where(found, torch.log(total) + shift, -torch.inf)
+    lse = torch.where(found, torch.log(total) + maximum.shift, -torch.inf)
     return lse, towards.mul_(torch.where(found, settings.scale / total, 0)[:, None])
 
 
@@ -288,9 +299,9 @@ def add_weighted(total: Tensor, weights: Tensor, vectors: Tensor) -> None:
         total.add_(weights.to(vectors.dtype) @ vectors)
         return
     sums = weights.abs().sum(1)
-    some = sums > _SMALLEST_SUM
-    scaled = weights * torch.where(some, _WEIGHT_SUM / sums, 0)[:, None]
-    total.addcmul_((scaled.to(vectors.dtype) @ vectors).float(), torch.where(some, sums / _WEIGHT_SUM, 0)[:, None])
+    some = sums > SMALLEST_SUM
+    scaled = weights * torch.where(some, WEIGHT_SUM / sums, 0)[:, None]
+    total.addcmul_((scaled.to(vectors.dtype) @ vectors).float(), torch.where(some, sums / WEIGHT_SUM, 0)[:, None])
 
 
 def put_in_column(array: Tensor, column: Tensor, values: Tensor) -> None:
