@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +39,7 @@ def run_forked(
         The code of the first that failed, or 0, and what all of them printed.
 
     Raises:
-        subprocess.TimeoutExpired: they did not end within ``timeout`` seconds.
+        TimeoutError: they did not end within ``timeout`` seconds; tells where each thread of them stands.
     """
     with tempfile.TemporaryDirectory() as logs:
         out, err = Path(logs, "out"), Path(logs, "err")
@@ -46,12 +49,15 @@ def run_forked(
             processes[-1].start()
         try:
             code = _wait(processes, time.monotonic() + timeout)
+            if code is None:
+                _ask_where_they_are(processes)
         finally:
             for process in processes:
                 process.kill()
                 process.join()
         if code is None:
-            raise subprocess.TimeoutExpired([module, *arguments], timeout, out.read_text(), err.read_text())
+            said = f"{out.read_text()[-3000:]}\n{err.read_text()[-30000:]}"
+            raise TimeoutError(f"{module} {' '.join(arguments)}: no end within {timeout} s:\n{said}")
         return subprocess.CompletedProcess([module, *arguments], code, out.read_text(), err.read_text())
 
 
@@ -66,6 +72,15 @@ def _wait(processes: list[BaseProcess], deadline: float) -> int | None:
     return None
 
 
+def _ask_where_they_are(processes: list[BaseProcess]) -> None:
+    """Each writes the stacks of its threads into what it prints."""
+    for process in processes:
+        if process.exitcode is None and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR2)
+            time.sleep(1)  # one after the other, or their lines mix
+
+
 def _main(
     module: str, arguments: Sequence[str], environment: dict[str, str], folder: Path, out: Path, err: Path
 ) -> None:
@@ -74,6 +89,7 @@ def _main(
     os.chdir(folder)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     sys.argv[1:] = arguments
     sys.modules.pop(module, None)  # the server has loaded it, and it runs anew
     try:
