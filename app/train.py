@@ -89,4 +89,5 @@ def train(recipe: Recipe) -> int:
 
 
 if __name__ == "__main__":
+    watchdog.process_ends = True
     run_main(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,4 +63,26 @@ def join_world(device: Device, *, timeout: float = 1800.0) -> Iterator[World]:
         yield World(rank, size, attempt, device)
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            leave_group()
+
+
+_left: dist.ProcessGroup | None = None
+
+
+def leave_group() -> None:
+    """Leave the process group. What it holds is freed when the next one is left, or before Python ends.
+
+    The reducer of DistributedDataParallel holds the group as well, and is freed with Python's lock held. Were it the
+    last to hold it, Gloo's destructor would wait with that lock for a thread that may be freeing a tensor of the last
+    collective, which wants the lock: the process would never end. Freed from Python, the group waits without the lock.
+    """
+    global _left
+    _left = dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@atexit.register
+def _free_left() -> None:
+    """Wait for the group's threads while Python still runs: one that frees a tensor later would abort the process."""
+    global _left
+    _left = None

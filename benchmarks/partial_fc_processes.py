@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from app.command_line import CommandLine
+from app.world import leave_group
 from benchmarks.machine import describe
 from benchmarks.partial_fc import SIZE, Case, make_ours
 
@@ -42,7 +43,7 @@ def run_rank(rank: int, world: int, threads: int, classes: int, batch: int, step
         step(number, embeddings, labels)
         seconds.append(time.perf_counter() - started)
     if world > 1:
-        dist.destroy_process_group()
+        leave_group()
     return seconds[1:]
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from app.world import leave_group
 from tests.forked import CONTEXT
 
 
@@ -38,4 +39,4 @@ def _entry(
     try:
         torch.save(function(rank, world, *arguments), f"{folder}/{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        leave_group()

@@ -144,7 +144,10 @@ class Watchdog:
         A thread that is in C++ when Python ends is unwound there, which aborts the process: a finished run would fail.
         """
         self._ended.set()
-        faulthandler.cancel_dump_traceback_later()
+        if process_ends:
+            faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
+        else:
+            faulthandler.cancel_dump_traceback_later()
         if self._thread.is_alive():
             self._thread.join(_LEAVE)
 
@@ -233,6 +236,7 @@ def shared_store() -> Store | None:
 
 
 _active: Watchdog | None = None
+process_ends = False  # with what is watched: where it does not within the timeout, it is ended
 
 
 def enter(section: str, step: int | None = None) -> None:

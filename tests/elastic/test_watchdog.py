@@ -77,6 +77,31 @@ def test_the_alarm_of_the_c_library_too_lets_a_long_verification_live(hangs: tup
     assert ("Timeout" in done.stderr) == bool(hangs)
 
 
+AFTER = """
+import time
+from app.elastic import watchdog
+watchdog._MARGIN, watchdog.process_ends = 1.0, True
+with watchdog.watched(0, 1, 1.0):
+    pass
+time.sleep(40)  # such as a library that waits while Python ends
+"""
+
+
+def test_a_process_that_does_not_end_after_its_run_is_ended_and_says_where() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    assert "line 7 in <module>" in done.stderr
+
+
 def test_a_false_alarm_does_not_end_the_watch() -> None:
     codes: list[int] = []
     watched = Watchdog(0, 1, 2.0, lambda: None, interval=0.1, give_up=codes.append)
