@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class JoinableBackbone(nn.Module):
@@ -33,7 +34,7 @@ class JoinableBackbone(nn.Module):
         self.width = embedding_size + (projection.out_features if projection is not None else 0)
         self._joined = [] if alone else [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def forward(self, images: Tensor | None) -> Tensor:
+    def forward(self, images: Tensor | None, *, one_by_one: bool = False) -> Tensor:
         if images is not None:
             embeddings: Tensor = self.backbone(images)
             if self.projection is not None:
@@ -43,8 +44,25 @@ class JoinableBackbone(nn.Module):
             embeddings = some.new_empty((0, self.width), dtype=torch.float32)
         if not self._joined:  # or all are frozen
             return embeddings
+        if one_by_one:  # backward reaches the last first
+            for parameter in self._joined:
+                embeddings = _Join.apply(embeddings, parameter)  # type: ignore[no-untyped-call]
+            return embeddings
         joined: Tensor = _Join.apply(embeddings, *self._joined)  # type: ignore[no-untyped-call]
         return joined
+
+
+def lay_out_buckets(model: DistributedDataParallel) -> None:
+    """Let DDP settle now which gradients it sums together, by a backward pass without images; all ranks take part.
+
+    It settles that by the order in which the gradients of its first backward pass come, and until then sums all at
+    once. Where a gradient lies decides in which order the ranks' values are added, and with three ranks or more their
+    rounding: a run that starts again would have a first step of other bits. The order here is from the last parameter
+    to the first, as backward comes by them.
+    """
+    model(None, one_by_one=True).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = None
 
 
 class _Join(torch.autograd.Function):

@@ -27,7 +27,7 @@ from app.training.batch_statistics import BatchStatistics
 from app.training.distillation import Distillation
 from app.training.freeze import Freeze
 from app.training.gradient_compression import compressed_all_reduce
-from app.training.joinable import JoinableBackbone
+from app.training.joinable import JoinableBackbone, lay_out_buckets
 from app.training.loss_scale import LossScale
 from app.training.ordered_sum import OrderedGradients
 from app.training.plan import ElasticPlan
@@ -132,6 +132,7 @@ class Trainer:
         compression = self.recipe.train.gradient_compression
         if compression != "none":
             model.register_comm_hook(dtype_of(compression), compressed_all_reduce)
+        lay_out_buckets(model)
         return model
 
     def _named_parameters(self) -> dict[str, nn.Parameter]:

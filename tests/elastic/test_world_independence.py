@@ -51,12 +51,25 @@ def test_the_number_of_processes_changes_rounding_only(
 
 
 @pytest.mark.slow
-def test_a_stop_and_a_start_on_the_same_processes_change_no_bit(data: str, undisturbed: str, tmp_path: Path) -> None:
-    train(1, data, str(tmp_path), *WORKERS, "--train.last-step", "4")
-    train(1, data, str(tmp_path), *WORKERS)
-    assert losses(str(tmp_path)) == losses(undisturbed)
-    for name, value in weights(undisturbed).items():
-        assert torch.equal(weights(str(tmp_path))[name], value), name
+@pytest.mark.parametrize(
+    ("processes", "stop", "options"),  # after a first step DistributedDataParallel would lay out its buckets anew
+    [
+        (1, 4, ()),
+        (3, 1, ()),
+        (3, 4, ("--train.gradient-compression", "bf16", "--head.sample-rate", "0.4")),
+        (4, 1, ("--optim.name", "adamw", "--optim.lr", "0.001", "--model.gradient-checkpointing", "true")),
+    ],
+)
+def test_a_stop_and_a_start_on_the_same_processes_change_no_bit(
+    data: str, tmp_path: Path, processes: int, stop: int, options: tuple[str, ...]
+) -> None:
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(processes, data, whole, *WORKERS, *options)
+    train(processes, data, parts, *WORKERS, *options, "--train.last-step", str(stop))
+    train(processes, data, parts, *WORKERS, *options)
+    assert losses(parts) == losses(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(parts)[name], value), name
 
 
 @pytest.mark.slow
