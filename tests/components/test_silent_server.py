@@ -71,8 +71,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     with ApiServer(tmp_path) as running:
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(running.kubeconfig))
         monkeypatch.setattr(elastic_kubernetes, "PAUSE_SECONDS", 0.05)
-        monkeypatch.setattr(_deadlines, "ANSWER_SECONDS", 0.3)
-        monkeypatch.setattr(_deadlines, "SILENCE_SECONDS", 0.3)
+        monkeypatch.setattr(_deadlines, "ANSWER_SECONDS", 1.5)
+        monkeypatch.setattr(_deadlines, "SILENCE_SECONDS", 1.5)
         running.put(JOB, {"metadata": {"name": "x"}, "spec": {"tasks": []}, "status": {"state": {"phase": "Running"}}})
         pod = {"metadata": {"name": "x-trainer-0-0"}, "spec": {"containers": [{"name": "trainer-0"}]}, "status": {}}
         running.put(POD, pod)
