@@ -69,7 +69,7 @@ def patiently(url: str, request: Callable[[], T], *, answers: Callable[[AppError
                 _answered.add(store)
             raise
         _answered.add(store)
-        _tell_progress()
+        tell_progress()
         return result
 
     if getattr(_outer, "persists", False):
@@ -113,13 +113,14 @@ def _repeat(ask: Callable[[], T], until: float, may_pass: Callable[[AppError], b
             if not said:
                 print(f"warning: {error}; trying again for {left:.0f} s", file=sys.stderr, flush=True)
                 said = True
-            _tell_progress()
+            tell_progress()
             time.sleep(wait)
             count_retry(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _tell_progress() -> None:
+def tell_progress() -> None:
+    """Say that the main thread goes on with something long, such as a part of a file that other threads read."""
     if threading.current_thread() is threading.main_thread():  # what is done beside training moves no step
         for tell in listeners:
             tell()

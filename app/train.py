@@ -6,6 +6,7 @@ Run again with the same output, it goes on from the last checkpoint, on any numb
 from __future__ import annotations
 
 import signal
+from contextlib import closing
 
 import torch
 
@@ -70,8 +71,8 @@ def train(recipe: Recipe) -> int:
             reference_tags=recipe.output.log_style == "insightface",
         )
         loop = prepare(recipe, world, stop, events)
-        outcome = Outcome.COMPLETE if is_complete(loop) else loop.run()
-        loop.loader.close()
+        with closing(loop.loader):  # after an error too: Python would end only when all that was asked for has come
+            outcome = Outcome.COMPLETE if is_complete(loop) else loop.run()
         if outcome is Outcome.COMPLETE:
             say_complete(loop)
         elif outcome is Outcome.FINISHED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from app import storage
 from app.data.recordio import RecordError
 from app.data.source import Sample, SourceError
+from app.patience import tell_progress
 from app.store_requests import is_s3
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
@@ -49,6 +51,7 @@ class FolderSource:
         self.tag = "folder-" + _hash(files)
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="files")
         self._requests = self._bytes = 0
+        self._lock = threading.Lock()
         # A bucket is asked for an object's length before its bytes, so that an answer that was cut off is known.
         self._requests_a_file = 2 if is_s3(storage.open_filesystem(url)[0]) else 1
 
@@ -58,8 +61,9 @@ class FolderSource:
     def read(self, positions: NDArray[np.int64]) -> list[bytes]:
         """The files at ``positions``, in that order; nothing of one that is there no more."""
         files = list(self._readers.map(self._read_one, positions.tolist()))
-        self._requests += len(files) * self._requests_a_file
-        self._bytes += sum(map(len, files))
+        with self._lock:  # several threads read
+            self._requests += len(files) * self._requests_a_file
+            self._bytes += sum(map(len, files))
         return files
 
     def parse(self, position: int, record: bytes) -> Sample:
@@ -159,6 +163,7 @@ def _walk_any(url: str) -> Iterator[tuple[str, int]]:
 
 def _walk(folder: str, base: str, above: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     """Through links too, unless one leads back to a folder above it."""
+    tell_progress()  # a million files on a mount take minutes
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():

@@ -118,7 +118,8 @@ def share(folder: Path | None, made_from: str, make: Callable[[Path | None], Arr
 
 def _publish(path: Path, make: Callable[[Path | None], Arrays]) -> Arrays:
     shutil.rmtree(path, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix="new-", dir=path.parent))
+    _clear_half_made(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f"new-{path.name}-", dir=path.parent))
     try:
         made = make(temporary)
         lengths = {name: len(array) for name, array in made.arrays.items()}
@@ -129,6 +130,17 @@ def _publish(path: Path, make: Callable[[Path | None], Arrays]) -> Arrays:
     loaded = _load(path)
     _forget_old(path.parent)
     return loaded
+
+
+def _clear_half_made(path: Path) -> None:
+    """Delete what killed processes left half made: who makes a set holds its lock, this process that of ``path``."""
+    for left in path.parent.glob("new-*"):
+        name = left.name.split("-")[1]
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), contextlib.ExitStack() as held:
+            if name != path.name:
+                lock = held.enter_context((path.parent / f"{name}.lock").open())
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _forget_old(folder: Path) -> None:

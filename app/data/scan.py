@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from app import storage
 from app.data.recordio import MAGIC, MAX_PART_BYTES, RecordError
+from app.patience import tell_progress
 from app.storage import ObjectInfo
 
 _CHUNK = 16 << 20
@@ -78,6 +79,7 @@ def _chunks(record: ObjectInfo) -> Iterator[bytes]:
         ahead = [pool.submit(storage.read_range, record.url, *bounds) for bounds in ranges[:_AHEAD]]
         for number in range(len(ranges)):
             chunk = ahead.pop(0).result()
+            tell_progress()
             if number + _AHEAD < len(ranges):
                 ahead.append(pool.submit(storage.read_range, record.url, *ranges[number + _AHEAD]))
             yield chunk

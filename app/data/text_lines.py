@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from app import storage
 from app.data.recordio import RecordError
+from app.patience import tell_progress
 from app.storage import ObjectInfo
 
 PIECE = 8 << 20  # bytes of text that are parsed at a time
@@ -26,6 +27,7 @@ def whole_lines(text: ObjectInfo, ends: bytes = b"\n") -> Iterator[bytes]:
         read = [pool.submit(_read, text, start) for start in starts[:2]]
         for number in range(len(starts)):
             piece = read.pop(0).result()
+            tell_progress()
             if not number:
                 piece = piece.removeprefix(codecs.BOM_UTF8)  # Windows' editors put it there
             if number + 2 < len(starts):

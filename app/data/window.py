@@ -88,6 +88,7 @@ class WindowStream:
         self._source, self._order, self._epoch, self._worker, self._pool = source, order, epoch, worker, pool
         self._first = first
         self._windows: dict[int, _Window] = {}
+        self._opened = -1  # the last window that any thread opened
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> tuple[NDArray[np.int64], list[bytes]]:
@@ -101,8 +102,8 @@ class WindowStream:
             with self._lock:
                 window = self._open(number)
                 window.ask(1.0, self._pool)
-                if number + 1 < order.window_count():
-                    self._open(number + 1).ask(_LEAD + last / (end - base), self._pool)
+                if (ahead := self._window_ahead(number + 1)) is not None:
+                    ahead.ask(_LEAD + last / (end - base), self._pool)
             window.wait(first, last)
             positions.append(window.positions[first:last])
             records += window.take(first, last)
@@ -116,7 +117,14 @@ class WindowStream:
         if number not in self._windows:
             first = max(0, self._first - self._order.window_start(number))
             self._windows[number] = _Window(self._source, self._order, self._epoch, self._worker, number, first)
+            self._opened = max(self._opened, number)
         return self._windows[number]
+
+    def _window_ahead(self, number: int) -> _Window | None:
+        """One to fetch from before it is read; None where faster threads have read it already, or will open it."""
+        if number > self._opened and number < self._order.window_count():
+            return self._open(number)
+        return self._windows.get(number)
 
     def close(self) -> None:
         """Drop what is held."""

@@ -127,7 +127,10 @@ class Watchdog:
         # Whatever goes on, a long verification too; not for every batch, since it starts a thread.
         if self._moved - self._armed > min(_ARM_SECONDS, self.timeout / 4):
             self._armed = self._moved
-            faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
+            self._put_alarm_off()
+
+    def _put_alarm_off(self) -> None:
+        faulthandler.dump_traceback_later(self.timeout + _MARGIN, exit=True, file=2)
 
     def go_on(self) -> None:
         """This process goes on with what it is at."""
@@ -165,7 +168,10 @@ class Watchdog:
             self._tell()
         after = self._look()
         moving = any(rank in before and place.moves != before[rank].moves for rank, place in after.items())
-        if moving or self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
+        if self._ended.is_set() or time.monotonic() - self._moved < self.timeout:
+            return False
+        if moving:  # this rank waits for one that does not hang
+            self._put_alarm_off()
             return False
         culprits = name_culprits(before, after, self.size) if after else f"it is in {self._section}"
         print(

@@ -94,10 +94,10 @@ class EventLog:
 
     def _draw(self, what: str, *arguments: Any) -> None:
         """Call TensorBoard's writer; where its local disk is full, go on without it."""
-        if self._writer is None:
+        if (writer := self._writer) is None:  # once: an upload in its thread may take it away
             return
         try:
-            operator.attrgetter(what)(self._writer)(*arguments)
+            operator.attrgetter(what)(writer)(*arguments)
         except OSError as error:
             self._writer = None  # not closed: that would wait for what cannot be written
             warnings.warn(f"no more TensorBoard files from this start: {self._folder}: {error}", stacklevel=2)
@@ -153,7 +153,7 @@ class EventLog:
             if self._writer is not None and self._folder is not None:
                 for path in self._folder.iterdir():
                     storage.write_bytes(storage.join(self.run_url, "tensorboard", path.name), path.read_bytes())
-        except StorageError as error:
+        except (StorageError, OSError) as error:  # OSError: of the local files, as where something clears /tmp
             warnings.warn(f"the event log could not be written: {error}", stacklevel=2)
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ import platform
 import warnings
 
 from app import storage
-from app.checkpoint.agreement import agree
+from app.checkpoint.agreement import agree, gather
 from app.checkpoint.manager import CheckpointManager, TrainingState
 from app.checkpoint.manifest import CheckpointError
 from app.config.options import to_toml
 from app.config.recipe import Recipe
 from app.data.build import describe_order, make_loader, open_source
+from app.data.source import Source, SourceError
 from app.elastic import watchdog
 from app.elastic.rendezvous import count_start
 from app.elastic.signals import StopRequest
@@ -41,6 +42,7 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
     watchdog.enter("dataset")
     source = open_source(recipe.data, recipe.train.seed)
     num_classes = count_classes(recipe, source)
+    refuse_different_data(source, num_classes, world)
     watchdog.enter("resume")
     checkpoints = open_checkpoints(recipe, world)
     before = previous_state(recipe, checkpoints, num_classes, source.tag, world)
@@ -71,6 +73,26 @@ def prepare(recipe: Recipe, world: World, stop: StopRequest, events: EventLog) -
         say_start(loop, before)
         loop.progress.say(describe_order(loader, source, num_classes, plan.rounds))
     return loop
+
+
+def refuse_different_data(source: Source, num_classes: int, world: World) -> None:
+    """Refuse to train where ranks have opened different datasets under one URL; a collective.
+
+    Each would draw its samples from an order of its own, and nothing else would tell: copies on the nodes' disks of
+    which one is old or cut, a ``.rec`` that grew while the ranks started.
+
+    Raises:
+        SourceError: says who has what.
+    """
+    seen = gather(world, (source.tag, len(source), num_classes, platform.node()))
+    for rank, (tag, images, classes, node) in enumerate(seen):
+        if (tag, images, classes) != seen[0][:3]:
+            _, images_of_0, classes_of_0, node_of_0 = seen[0]
+            raise SourceError(
+                f"{storage.redact(source.url)} is not the same dataset for all processes: rank 0 on {node_of_0} has "
+                f"{images_of_0} images of {classes_of_0} classes, rank {rank} on {node} {images} of {classes}, by size "
+                "and index: put the same files on every node, and start when nothing writes them any more"
+            )
 
 
 def previous_state(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +16,8 @@ import s3fs
 from app import deadline, storage
 from app.data.build import make_loader, open_source
 from app.data.config import DataConfig
+from app.data.decode import encode_jpeg
+from app.data.folder_source import FolderSource
 from app.data.mixture import Mixture
 from app.data.records import RecordSource
 from app.data.source import Sample
@@ -151,3 +157,26 @@ def test_a_folder_in_a_bucket_counts_all_that_it_asks_for(bucket_url: str, proxy
     source.read(np.array([1, 0, 1]))
     assert source.figures() == {"requests": len(proxy.requests), "bytes_read": 48}
     assert len([1 for method, *_ in proxy.requests if method == "GET"]) == 3
+
+
+def test_no_read_of_several_threads_is_lost_from_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder" / "somebody").mkdir(parents=True)
+    (tmp_path / "folder" / "somebody" / "1.jpg").write_bytes(encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8)))
+    source = FolderSource(str(tmp_path / "folder"))
+    monkeypatch.setattr(source, "_readers", SimpleNamespace(map=lambda _, positions: [b"0123456789"] * len(positions)))
+
+    def read_on() -> None:
+        for _ in range(5000):
+            source.read(np.arange(1))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=read_on) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert source.figures() == {"requests": 40_000, "bytes_read": 400_000}

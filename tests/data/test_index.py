@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import storage
+from app import patience, storage
+from app.data import folder_source, node_arrays, scan, text_lines
 from app.data import index as index_module
-from app.data import node_arrays
 from app.data.dataset import Dataset, open_dataset
 from app.data.decode import encode_jpeg
 from app.data.index import open_index, parse_lines
@@ -24,6 +24,7 @@ from app.data.node_arrays import Arrays, Column
 from app.data.record_writer import RecordWriter, write_identity_layout
 from app.data.recordio import MAGIC, ImageHeader, RecordError, pack_image
 from app.data.scan import scan_records
+from app.data.text_lines import whole_lines
 from tests.jobs import ROOT, environment, write_faces
 
 JPEG = encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
@@ -275,3 +276,59 @@ def test_a_full_disk_leaves_each_process_its_own_index(
     with pytest.warns(UserWarning, match="No space left on device"):
         assert len(open_index(record, url, folder=folder).keys) == 7
     assert not list(folder.glob("*/index.json"))
+
+
+KILLED = """
+import os, sys
+from app import storage
+from app.data import index
+index._check_end = lambda *_: os.kill(os.getpid(), 9)  # both arrays are written
+index.open_index(storage.info(sys.argv[1]), sys.argv[2], folder=index.Path(sys.argv[3]))
+"""
+
+
+def test_what_killed_processes_left_half_made_goes_and_what_others_make_now_stays(
+    one_of_many: tuple[storage.ObjectInfo, str, Path],
+) -> None:
+    record, url, folder = one_of_many
+    for _ in range(2):
+        arguments = (record.url, url, str(folder))
+        done = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment(), cwd=ROOT, check=False)
+        assert done.returncode == -9
+    (left,) = folder.glob("new-*")  # of the first the second cleared away
+    assert (left / "bounds").stat().st_size
+    during: list[set[str]] = []
+
+    def make(_: Path | None) -> Arrays:
+        open_index(replace(record, tag="another upload"), url, folder=folder)
+        during.append({path.name for path in folder.glob("new-*")})
+        with Column(_, "a") as column:
+            column.append(np.arange(3))
+        return Arrays({"a": column.array})
+
+    node_arrays.share(folder, "a third", make)
+    assert len(during[0]) == 1
+    assert left.name not in during[0]
+    assert not list(folder.glob("new-*"))
+
+
+@pytest.mark.parametrize("kind", ["scan", "lines", "folder"])
+def test_what_is_read_long_before_the_first_step_is_no_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Each part counts for the watchdog, though other threads fetch it: 130 GB take longer than a step may."""
+    parts, told = 20, list[int]()
+    for person in range(parts):
+        (tmp_path / str(person)).mkdir()
+    write_faces(str(tmp_path))
+    what = storage.info(str(tmp_path / ("train.idx" if kind == "lines" else "train.rec")))
+    monkeypatch.setattr(scan, "_CHUNK", what.size // parts)
+    monkeypatch.setattr(text_lines, "PIECE", what.size // parts)
+    monkeypatch.setattr(patience, "listeners", [lambda: told.append(1)])
+    if kind == "scan":
+        scan_records(what)
+    elif kind == "lines":
+        list(whole_lines(what))
+    else:
+        list(folder_source._walk_any(str(tmp_path)))
+    assert len(told) >= parts

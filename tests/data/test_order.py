@@ -187,3 +187,34 @@ def test_a_full_shuffle_of_one_worker_fixes_as_many_positions_as_a_uniform_one()
         for seed in range(2000)
     ]
     assert abs(np.mean(fixed) - 1.0) < 5 / np.sqrt(2000)
+
+
+def test_windows_shorter_than_a_batch_are_fetched_once_however_late_a_thread_is() -> None:
+    order = SampleOrder(60, 1, 5, 5)
+    asked = 0
+    turns: list[Callable[[], Any]] = []
+
+    class Later(Future[Any]):
+        """Fetches when it is waited for; the first wait lasts while another thread reads the windows behind."""
+
+        def __init__(self, fetch: Callable[[], Any]) -> None:
+            super().__init__()
+            self.fetch = fetch
+
+        def result(self, timeout: float | None = None) -> Any:  # noqa: ARG002
+            if turns:
+                turns.pop()()
+            return self.fetch()
+
+    class Pool:
+        def submit(self, function: Callable[..., Any], *arguments: object) -> Future[Any]:
+            nonlocal asked
+            asked += 1
+            return Later(lambda: function(*arguments))
+
+    stream = WindowStream(cast(Source, _Numbers()), order, 0, 0, Pool())  # type: ignore[arg-type]
+    turns.append(lambda: stream.read(10, 30))
+    for start, stop in ((0, 10), (30, 45), (45, 60)):
+        positions, records = stream.read(start, stop)
+        assert list(map(int, records)) == positions.tolist()
+    assert asked == 12

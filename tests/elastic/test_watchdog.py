@@ -77,6 +77,37 @@ def test_the_alarm_of_the_c_library_too_lets_a_long_verification_live(hangs: tup
     assert ("Timeout" in done.stderr) == bool(hangs)
 
 
+WAITS = """
+import threading, time
+from torch.distributed import HashStore
+from app.elastic import watchdog
+watchdog._MARGIN = 3.0
+store = HashStore()
+def move():
+    for number in range(1000):
+        store.set(watchdog._key(0), f"{number} 0 dataset {number} 0 here")
+        time.sleep(0.05)
+threading.Thread(target=move, daemon=True).start()
+waits = watchdog.Watchdog(1, 2, 1.0, lambda: store, interval=0.2)
+waits.start()
+time.sleep(5.5)  # while rank 0 reads the records of which the index was lost
+waits.stop()
+"""
+
+
+def test_the_alarm_of_the_c_library_lets_a_rank_wait_for_one_that_goes_on() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WAITS],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 AFTER = """
 import time
 from app.elastic import watchdog
