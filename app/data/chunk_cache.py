@@ -24,7 +24,7 @@ from app.storage import ObjectInfo
 
 CHUNK = 1 << 20
 PIECE = 1 << 12  # bytes that have a checksum of their own; so few that zlib keeps the interpreter's lock for them
-_CHECK_EVERY = 64  # chunks that a process writes between two looks at the folder's size
+_CHECK_EVERY = 64  # chunks that a process writes between two looks at the folder's size, or a tenth of a small cap
 
 Fetch = Callable[[Sequence[tuple[int, int]]], list[Octets]]
 
@@ -43,6 +43,7 @@ class ChunkCache:
         self._name = hashlib.sha256(repr(info).encode()).hexdigest()[:24]
         self._lock = threading.Lock()
         self._written = 0
+        self._check_every = max(1, min(_CHECK_EVERY, max_bytes // (10 * CHUNK)))
         self._working = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ class ChunkCache:
             temporary.replace(path)
             with self._lock:
                 self._written += 1
-                look = self._written % _CHECK_EVERY == 1
+                look = self._written % self._check_every == 0 or self._written == 1
             if look:
                 self._trim()
         except OSError as error:

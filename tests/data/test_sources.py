@@ -181,6 +181,17 @@ def test_the_cap_holds_and_what_was_used_last_stays(tmp_path: Path, monkeypatch:
     assert left[-1] == "07.chunk"
 
 
+@pytest.mark.parametrize("cap", [1, CHUNK // 2, 3 * CHUNK])
+def test_a_cap_of_a_few_chunks_holds(tmp_path: Path, cap: int) -> None:
+    data = np.random.default_rng(0).bytes(20 * CHUNK)
+    cache, _ = make_cache(tmp_path, data, cap=cap)
+    most = 0
+    for number in range(20):
+        assert cache.fetch([(number * CHUNK, number * CHUNK + 9)]) == [data[number * CHUNK : number * CHUNK + 9]]
+        most = max(most, sum(path.stat().st_size for path in tmp_path.glob("*/*/*.chunk")))
+    assert most <= cap
+
+
 def test_a_disk_that_fails_ends_the_caching_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
