@@ -14,7 +14,7 @@ from app.config.help import answer
 from app.config.options import parse_arguments
 from app.config.recipe import Recipe
 from app.device import detect_device
-from app.elastic import watchdog
+from app.elastic import signals, watchdog
 from app.elastic.rendezvous import report_done, report_failure
 from app.elastic.signals import catch_stop
 from app.errors import AppError, run_main
@@ -90,5 +90,6 @@ def train(recipe: Recipe) -> int:
 
 
 if __name__ == "__main__":
-    watchdog.process_ends = True
+    watchdog.process_ends = signals.process_ends = True
+    signals.end_by_interrupt()
     run_main(main)

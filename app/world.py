@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +16,11 @@ import torch
 import torch.distributed as dist
 
 from app.device import Device
+from app.errors import AppError
+
+
+class LostPeerError(AppError):
+    """Another process of the run went, or never came; its own last words say why."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +62,36 @@ def join_world(device: Device, *, timeout: float = 1800.0) -> Iterator[World]:
     Args:
         device: its backend includes gloo for CPU tensors, so that small agreements never touch the accelerator.
         timeout: seconds after which a collective gives up; longer than the watchdog's, which names the culprit.
+
+    Raises:
+        LostPeerError: from the block too, where a collective of it failed.
     """
     rank, size = rank_and_size()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if size > 1:
-        dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout))
     try:
+        if size > 1:
+            dist.init_process_group(device.backend, timeout=timedelta(seconds=timeout))
         yield World(rank, size, attempt, device)
+    except RuntimeError as error:
+        if size == 1 or not _is_of_a_collective(error):
+            raise
+        what = _GLOO.sub("", str(error)).split(". This is typically")[0]
+        raise LostPeerError(
+            f"rank {rank} lost another process of the run, whose own last words say why: {what}; the same command goes "
+            "on from the last checkpoint",
+            transient=True,
+        ) from error
     finally:
         if dist.is_initialized():
             leave_group()
+
+
+_GLOO = re.compile(r"^\[[^\]]*/gloo/[^\]]*\] ")  # the line of C++ that it puts before its errors
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    """Gloo's errors are told by their text alone: autograd passes them on as plain ones."""
+    return isinstance(error, dist.DistError) or bool(_GLOO.match(str(error)))
 
 
 _left: dist.ProcessGroup | None = None
@@ -83,6 +111,14 @@ def leave_group() -> None:
 
 @atexit.register
 def _free_left() -> None:
-    """Wait for the group's threads while Python still runs: one that frees a tensor later would abort the process."""
+    """Wait for the group's threads while Python still runs: one that frees a tensor later would abort the process.
+
+    Reducers go first, which are in cycles; where nobody caught an error Python keeps it, and with it whoever ran.
+    """
     global _left
+    if _left is None:
+        return
+    for name in ("last_exc", "last_value", "last_traceback"):
+        setattr(sys, name, None)
+    gc.collect()
     _left = None

@@ -126,6 +126,7 @@ def summarize(loop: Loop) -> dict[str, Any]:
         "name": recipe.name,
         "recipe": recipe.origin,
         "accuracy_highest": dict(loop.verifier.highest),
+        "best_mean_accuracy": loop.verifier.best_mean,  # of the backbone in best/
         "fps": loop.images_per_second,
         "epochs": recipe.train.epochs,
         "steps": loop.step,

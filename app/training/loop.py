@@ -77,6 +77,7 @@ class Loop:
         self._rates: list[float] = []
         self.bad_records = 0  # of the run: of all its starts and processes
         self._own_bad = 0  # of this process, in this start
+        self.verification_due = False  # of the step that the run goes on from
         self._clock = CheckpointClock(self.recipe.checkpoint)
         self._stall = 0.0  # seconds in which training stood still for the save that is on its way
         self._between = 0.0  # seconds from the one before it, or the start, to its beginning
@@ -110,6 +111,8 @@ class Loop:
         self._speed.restart()
         self._clock.restart()
         stopping = False
+        if self.verification_due:
+            self.verify()
         batches = self._batches()
         while self.step < self.last_step and not stopping:
             watchdog.enter("data", self.step)
@@ -140,8 +143,7 @@ class Loop:
             if stopping or (self._clock.due(self.step, result.notes.late > 0) and not self.checkpoints.busy):
                 self._start_checkpoint()
             self._keep_model()
-            every = self.recipe.train.verify_every
-            if every and self.step % every == 0 and self.step < self.last_step:
+            if self.verifies_at(self.step):
                 self.verify()
             if profiler is not None:
                 profiler.step()
@@ -159,6 +161,11 @@ class Loop:
             except StorageError as error:
                 warnings.warn(f"model.pt of step {self.step} could not be written: {error}", stacklevel=2)
         self._speed.restart_clock()
+
+    def verifies_at(self, step: int) -> bool:
+        """Whether the recipe wants a verification after ``step`` steps; that of the last step is of the run's end."""
+        every = self.recipe.train.verify_every
+        return every > 0 and step % every == 0 and 0 < step < self.last_step
 
     def verify(self) -> bool:
         """Accuracy on every configured set; a collective. False if a node was asked to go meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
+from typing import Any
 
 from app import storage
 from app.checkpoint.agreement import agree, gather
@@ -18,6 +19,7 @@ from app.elastic.rendezvous import count_start
 from app.elastic.signals import StopRequest
 from app.observe.events import EventLog, read_events
 from app.observe.trackers import TRACKERS, Trackers
+from app.parsing import ParseError, parse_json_object
 from app.run_folder import run_url
 from app.training.build import (
     count_classes,
@@ -162,21 +164,39 @@ def resume(loop: Loop, resumed: TrainingState | None) -> None:
     """Take over the last checkpoint, or the weights that the recipe starts from."""
     if resumed is None:
         start_from_weights(loop.recipe, loop.trainer)
+        if loop.world.rank == 0 and not loop.recipe.train.perf_steps and written_summary(loop.recipe):
+            # Of a run that begins anew knowingly: what ended there is no end of this one.
+            storage.delete_tree(storage.join(run_url(loop.recipe), "summary.json"))
         return
     loop.trainer.load(resumed)
     state = RunState.from_meta(resumed.meta, loop.checkpoints.url)
     loop.verifier.highest.update(state.highest)
     loop.verifier.best_mean = state.best_mean
+    if loop.world.rank == 0:
+        # The checkpoint of a last step knows nothing of the verification that came after it.
+        loop.verifier.know(written_summary(loop.recipe))
     loop.bad_records = loop.loader.bad_before = state.bad_records
     loop.start_at(resumed.step)
+    loop.verification_due = loop.verifies_at(loop.step)  # checkpoints come first, and this may be as far as it came
 
 
 def is_complete(loop: Loop) -> bool:
-    """Whether nothing is left to train and the results are written; rank 0 looks, all follow."""
+    """Whether nothing is left to train and the results of this very step are written; rank 0 looks, all follow."""
     written = False
     if loop.world.rank == 0 and loop.step >= loop.last_step and not loop.recipe.train.perf_steps:
-        written = storage.exists(storage.join(run_url(loop.recipe), "summary.json"))
+        written = written_summary(loop.recipe).get("steps") == loop.step
     return loop.world.all_reduce([float(written)], "max")[0] > 0
+
+
+def written_summary(recipe: Recipe) -> dict[str, Any]:
+    """summary.json of an earlier ending of the run; empty where there is none, or it is none."""
+    url = storage.join(run_url(recipe), "summary.json")
+    if not storage.exists(url, optional=True):
+        return {}
+    try:
+        return parse_json_object(storage.read_bytes(url), url)
+    except ParseError:
+        return {}
 
 
 def say_complete(loop: Loop) -> None:

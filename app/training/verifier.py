@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,16 @@ class Verifier:
 
     def __post_init__(self) -> None:
         self._waiting: tuple[float, int, nn.Module] | None = None  # a best backbone that the store did not take yet
+
+    def know(self, summary: Mapping[str, Any]) -> None:
+        """Take over what an earlier ending of the run wrote down; numbers that are none count for nothing."""
+        highest = summary.get("accuracy_highest")
+        for name, accuracy in highest.items() if isinstance(highest, dict) else ():
+            if isinstance(accuracy, int | float):
+                self.highest[name] = max(self.highest.get(name, 0.0), accuracy)
+        mean = summary.get("best_mean_accuracy")
+        if isinstance(mean, int | float):
+            self.best_mean = max(self.best_mean, mean)
 
     def verify(self, step: int, reporter: Reporter) -> bool:
         """Accuracy on every set; a collective. False if a node was asked to go meanwhile: then a set may be missing."""

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from app import storage
 from app.config.recipe import OutputConfig, Recipe
-from app.data.bin_sets import VerificationSet
+from app.data.bin_sets import VerificationSet, dump_set
 from app.data.decode import encode_jpeg
 from app.device import detect_device
 from app.elastic.signals import StopRequest
@@ -26,6 +27,7 @@ from app.observe.figures import Reporter
 from app.observe.metrics import Metrics
 from app.observe.progress import Progress
 from app.storage import StorageError
+from app.train import main
 from app.training import verifier as module
 from app.training.verifier import Verifier
 from app.world import World
@@ -67,10 +69,12 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(Verifier(recipe, world, Flat(), [PAIRS], stop), reporter, stop, tmp_path / "run")
 
 
-def prescribe(accuracies: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def prescribe(accuracies: list[float | None], monkeypatch: pytest.MonkeyPatch) -> None:
     def verify(*arguments: Any, **options: Any) -> Any:
         result = verify_set(*arguments, **options)
-        return replace(result, metrics=replace(result.metrics, accuracy=accuracies.pop(0)))
+        if (accuracy := accuracies.pop(0)) is None:
+            raise KeyboardInterrupt("the process is lost")
+        return replace(result, metrics=replace(result.metrics, accuracy=accuracy))
 
     monkeypatch.setattr(module, "verify_set", verify)
 
@@ -122,6 +126,47 @@ def test_a_signal_cuts_a_verification_short_and_its_figures_do_not_count(bench: 
     assert not verifier.highest
     assert not (bench.folder / "best").exists()
     assert verifier.backbone.training
+
+
+def test_what_verifications_found_outlives_every_end_and_the_last_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(tmp_path / "data")
+    write_faces(data)
+    storage.write_bytes(f"{data}/noise.bin", dump_set(PAIRS.images, PAIRS.issame.tolist()))
+    accuracies: list[float | None] = []
+    prescribe(accuracies, monkeypatch)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-1")  # starts of one job need not wait for each other's lease
+
+    def start(last: int, *more: str) -> None:
+        options = ("--verify.sets", "noise", "--train.verify-every", "2", "--output.onnx", "false")
+        where = ("--data.url", data, "--output.url", str(tmp_path), "--checkpoint.every-steps", "2")
+        assert main([*SMALL, *where, *options, "--train.last-step", str(last), *more]) == 0
+
+    def found() -> tuple[int, float, int]:
+        summary, best = (
+            json.loads((tmp_path / "orl" / name).read_text()) for name in ("summary.json", "best/model.json")
+        )
+        return summary["steps"], summary["accuracy_highest"]["noise"], best["step"]
+
+    accuracies[:] = [0.9]
+    start(2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-2")
+    accuracies[:] = [None]
+    with pytest.raises(KeyboardInterrupt):
+        start(2, "--checkpoint.resume", "never")
+    accuracies[:] = [0.7]
+    start(2, "--checkpoint.resume", "never")  # what another run ended with is not the end of this one
+    assert found() == (2, 0.7, 2)
+    accuracies[:] = [0.6, 0.5, None]  # of step 2 again, whose checkpoint is older than its verification, of 4, and of 6
+    with pytest.raises(KeyboardInterrupt):
+        start(6)
+    assert found() == (2, 0.7, 2)
+    accuracies[:] = [0.4]
+    start(6)
+    assert found() == (6, 0.7, 2)
+    start(6)
+    assert "this run is complete (step 6" in capsys.readouterr().out
 
 
 @pytest.mark.slow
