@@ -40,9 +40,9 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(stopped: Path, bucket_url: str) -> str:
-    """The same run in the store."""
+    """The same run in the store, as if it had been killed after step 4: no end of it is written down."""
     for path in (stopped / "runs").rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.name != "summary.json":
             storage.write_bytes(storage.join(bucket_url, str(path.relative_to(stopped / "runs"))), path.read_bytes())
     return bucket_url
 
