@@ -172,6 +172,6 @@ def test_through_torchx_the_job_fails_at_once_and_says_why(object_store: ObjectS
     )
     output = done.stdout + done.stderr
     assert done.returncode != 0
-    assert "the bucket 'no-such' does not exist" in output
+    assert "the bucket 'no-such' does not exist" in output, output
     assert "error: training failed" in output
     assert output.count("attempt") < 3
