@@ -45,6 +45,18 @@ def test_progress_of_any_kind_keeps_a_process_alive(capfd: pytest.CaptureFixture
     assert "test_watchdog.py" in error  # the stacks
 
 
+def run_program(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+
 LONG = """
 import sys, time
 from app.elastic import watchdog
@@ -64,15 +76,7 @@ watchdog.stop()
 
 @pytest.mark.parametrize(("hangs", "code"), [((), 0), (("hangs",), 1)])
 def test_the_alarm_of_the_c_library_too_lets_a_long_verification_live(hangs: tuple[str, ...], code: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LONG, "4" if hangs else "24", *hangs],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_program(LONG, "4" if hangs else "24", *hangs)
     assert done.returncode == code, done.stderr
     assert ("Timeout" in done.stderr) == bool(hangs)
 
@@ -96,15 +100,7 @@ waits.stop()
 
 
 def test_the_alarm_of_the_c_library_lets_a_rank_wait_for_one_that_goes_on() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WAITS],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
+    done = run_program(WAITS)
     assert done.returncode == 0, done.stderr
 
 
@@ -119,15 +115,7 @@ time.sleep(40)  # such as a library that waits while Python ends
 
 
 def test_a_process_that_does_not_end_after_its_run_is_ended_and_says_where() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER],
-        env=environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    done = run_program(AFTER)
     assert done.returncode == 1
     assert "Timeout" in done.stderr
     assert "line 7 in <module>" in done.stderr
